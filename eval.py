@@ -1,0 +1,82 @@
+"""Evaluates an exported model: python eval.py [--model RUN_OR_EXPORT] [--data SOURCE...]
+
+Without --data it is the test split of the run. Both orders of every row are scored.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from datasets import Dataset
+from tqdm import tqdm
+
+from pm import report
+from pm.config import Config, load_config, newest_run
+from pm.data.prepare import check_overlap, describe, encode, read
+from pm.errors import UserError, run_main
+from pm.predict import PreferenceModel, find_export
+from pm.run import load_data
+
+
+def main(argv: list[str]) -> None:
+    arguments = _parse(argv)
+    name = arguments.model or str(newest_run())
+    model = PreferenceModel.from_pretrained(name)
+    export = find_export(name)
+    run = export.parent if (export.parent / "config.json").is_file() else None
+
+    rows = _rows(arguments, model, run)
+    predictions = model.score(rows, arguments.tokens_per_micro_batch,
+                              lambda items: tqdm(items, desc="score", unit="batch", disable=None, leave=False))
+    metrics = report.evaluation(predictions)
+
+    output = Path(arguments.output or (run or export) / "evaluation")
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "predictions.jsonl").open("w", encoding="utf-8") as file:
+        for row in predictions:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+    print(f"\n{report.table(metrics)}\n\n{report.LEGEND}\n\nwrote {output / 'predictions.jsonl'} and metrics.json")
+
+
+def _rows(arguments: argparse.Namespace, model: PreferenceModel, run: Path | None) -> Dataset:
+    """The encoded rows to evaluate on, which are never rows of the training split."""
+    if not arguments.data:
+        if run is None:
+            raise UserError(f"--model {arguments.model} is not in its run's folder, so its test split is unknown; give --data")
+        data = load_data(load_config(run), run)
+        if not len(data.test):
+            raise UserError(f"{run} has no test split; give --data")
+        print(f"model: {run}\n{data.summary}")
+        return data.test
+    source = read(arguments.data, arguments.cache_dir, arguments.max_bad_fraction)
+    if run is None:
+        print("warning: the model's run is not known, so its training split cannot be compared with --data",
+              file=sys.stderr)
+    elif not arguments.allow_overlap:
+        check_overlap(load_data(load_config(run), run).train_rows, source.rows)
+    encoded = encode(source.rows, source.key, model.encoder, arguments.cache_dir)
+    print(f"model: {run or arguments.model}\n{describe(' '.join(arguments.data), source.rows, encoded)}")
+    return encoded
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="eval.py", allow_abbrev=False, description="Evaluates a preference model.")
+    parser.add_argument("--model", help="a run, an export, or a hub id of one [the newest run]")
+    parser.add_argument("--data", nargs="+", metavar="SOURCE", help="as for train.py [the run's test split]")
+    parser.add_argument("--allow_overlap", action="store_true", help="evaluate rows of the training split as well")
+    parser.add_argument("--output", help="folder for predictions.jsonl and metrics.json [RUN/evaluation]")
+    for name, kind in (("tokens_per_micro_batch", int), ("max_bad_fraction", float), ("cache_dir", str)):
+        default = getattr(Config, name)
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"as for train.py [{default}]")
+
+    def fail(message: str):
+        raise UserError(message)
+
+    parser.error = fail
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_main(main)

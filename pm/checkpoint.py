@@ -1,0 +1,151 @@
+"""Checkpoints: committed, not written. A name that can be seen is a checkpoint that was whole when it was made.
+
+    checkpoints/step_000040/state.safetensors   trained parameters (fp32) and Adam's moments
+                            trainer.json        step, counters, settings
+                            manifest.json       sha256 and size of the others
+    checkpoints/latest                          the newest one's name
+    checkpoints/best                            the best one's name
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pm.errors import UserError
+
+STATE, TRAINER, MANIFEST = "state.safetensors", "trainer.json", "manifest.json"
+LATEST, BEST = "latest", "best"
+
+
+class Broken(Exception):
+    """Why a checkpoint does not verify."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    path: Path
+    trainer: dict
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return load_file(self.path / STATE)
+
+
+def commit(run: Path, state: dict[str, torch.Tensor], trainer: dict, keep: int, is_best: bool) -> str:
+    """Writes a checkpoint and returns its name. Called on one rank.
+
+    The files are written and synced in a temporary folder, which is then renamed; `latest` is replaced last. No
+    name is given twice. Then all but the newest `keep` and the best one are deleted.
+    """
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    base = name = f"step_{trainer['step']:06d}"
+    attempt = 1
+    while (folder / name).exists():
+        attempt += 1
+        name = f"{base}_{attempt}"
+    temporary = folder / f".{name}.writing"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        save_file(state, temporary / STATE)
+        _write_json(temporary / TRAINER, trainer)
+        _write_json(temporary / MANIFEST, {file: {"sha256": _sha256(temporary / file),
+                                                  "bytes": (temporary / file).stat().st_size}
+                                           for file in (STATE, TRAINER)})
+        for path in (temporary / STATE, temporary / TRAINER, temporary / MANIFEST, temporary):
+            _sync(path)
+        os.rename(temporary, folder / name)
+    except SafetensorError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{folder / name} cannot be written: {error}") from None
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(folder)
+    if is_best:
+        replace_text(folder / BEST, name + "\n")
+    replace_text(folder / LATEST, name + "\n")
+    best = (folder / BEST).read_text("utf-8").strip() if (folder / BEST).exists() else None
+    for old in names(run)[keep:]:
+        if old not in (best, name):
+            shutil.rmtree(folder / old)
+    return name
+
+
+def is_better(value: float | None, best: float | None, metric: str) -> bool:
+    """Whether `value` of a metric is better than the best so far; None is no value."""
+    if value is None or best is None:
+        return value is not None
+    return value < best if metric == "log_loss" else value > best
+
+
+def names(run: Path) -> list[str]:
+    """The checkpoints' names, newest first."""
+    folder = run / "checkpoints"
+    found = [match for path in (folder.iterdir() if folder.is_dir() else ())
+             if (match := re.fullmatch(r"step_(\d+)(?:_(\d+))?", path.name))]
+    return [match[0] for match in sorted(found, key=lambda match: (int(match[1]), int(match[2] or 1)), reverse=True)]
+
+
+def load(path: Path) -> Checkpoint:
+    """Verifies one checkpoint against its manifest. Raises `Broken`."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        for file in (STATE, TRAINER):
+            if (path / file).stat().st_size != manifest[file]["bytes"]:
+                raise Broken(f"{file} has {(path / file).stat().st_size} bytes, not {manifest[file]['bytes']}")
+            if _sha256(path / file) != manifest[file]["sha256"]:
+                raise Broken(f"{file} has another sha256 than its manifest says")
+        return Checkpoint(path, json.loads((path / TRAINER).read_text("utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Broken(str(error)) from None
+
+
+def newest(run: Path, say=print) -> Checkpoint:
+    """The newest checkpoint that verifies; each newer one is named with what is wrong with it.
+
+    Raises `UserError` where none verifies: a run that cannot be resumed must not silently start again.
+    """
+    tried = names(run)
+    for name in tried:
+        try:
+            return load(run / "checkpoints" / name)
+        except Broken as error:
+            say(f"skipping checkpoint {run / 'checkpoints' / name}: {error}")
+    raise UserError(f"{run} has no checkpoint that can be read ({len(tried)} tried)")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, "utf-8")
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

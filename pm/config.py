@@ -1,0 +1,283 @@
+"""Every flag, its unit and its default; the command line becomes a `Config` and a checked ds_config.
+
+ds_config.json owns batch size, precision, ZeRO, clipping, optimizer and peak learning rate; flags own the rest.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pm.errors import UserError
+
+SMALL_RANDOM = "small-random"
+SAMPLE = "sample"
+
+# What ds_config.json may hold; everything else is refused, since DeepSpeed ignores keys that it does not know.
+DS_KEYS = {
+    "train_batch_size", "managed_gradient_accumulation", "gradient_clipping", "optimizer", "zero_optimization", "bf16",
+    "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger",
+    "communication_data_type", "data_types", "prescale_gradients", "dump_state", "zero_force_ds_cpu_optimizer",
+}
+
+
+def flag(default, text: str, choices: tuple = (), changeable: bool = False):
+    """A field with its help text. `changeable`: a resumed run may have another value, since the result stays."""
+    metadata = {"help": text, "choices": choices, "changeable": changeable}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    # data
+    data: list[str] = flag([SAMPLE], "sources: sample, local files (.jsonl[.gz] .json .csv .parquet) or Hub datasets as "
+                                     "id[@config][#split,pattern_*]")
+    test_data: list[str] = flag([], "sources of the test split; without them it is taken from --data")
+    test_fraction: float | None = flag(None, "share of prompt groups in the test split "
+                                             "[0.05; 0.25 of the embedded sample, which has few groups]")
+    max_bad_fraction: float = flag(0.01, "stop where a larger share of a source's rows is bad")
+    max_length: int = flag(2048, "tokens of one sequence: the template, the prompt and both responses")
+    cache_dir: str = flag("~/.cache/pm", "where read and tokenised data is kept", changeable=True)
+    # model
+    model: str = flag(SMALL_RANDOM, "small-random, or a Cohere 2 model: a hub id or a local folder")
+    vocab_size: int = flag(8000, "pieces of the tokenizer that is trained for small-random")
+    tune: str = flag("lora", "what is trained: LoRA and the score head, or all weights", ("lora", "full"))
+    lora_rank: int = flag(16, "rank of the LoRA matrices")
+    lora_alpha: float = flag(32.0, "LoRA updates are scaled by alpha / rank")
+    lora_dropout: float = flag(0.0, "dropout before the LoRA matrices")
+    train_embeddings: bool | None = flag(None, "train the embeddings beside LoRA [only for small-random]")
+    gradient_checkpointing: bool | None = flag(None, "recompute activations in the backward pass [not for small-random]",
+                                               changeable=True)
+    # training
+    orders: str = flag("both", "orders of a pair in a step: one drawn at random, or both, with the loss on the logits "
+                               "averaged over them", ("random", "both"))
+    order_weight: float = flag(0.5, "weight of each single order's own loss where --orders both")
+    epochs: float = flag(4.0, "passes over the training split")
+    max_steps: int | None = flag(None, "stop after this many steps; the schedule ends there too")
+    warmup: float = flag(0.05, "share of the steps in which the learning rate rises")
+    min_lr: float = flag(0.1, "share of the peak learning rate at the end of the cosine")
+    tokens_per_micro_batch: int = flag(8192, "padded tokens of one forward pass on one rank", changeable=True)
+    seed: int = flag(0, "of the data order, the A/B order, dropout and new weights")
+    # evaluation, checkpoints, logging
+    eval_every: int = flag(200, "steps between evaluations, each followed by a checkpoint; 0: only at the end")
+    keep: int = flag(2, "newest checkpoints that are kept, beside the best one", changeable=True)
+    best_metric: str = flag("log_loss", "what the best checkpoint is best in", ("log_loss", "accuracy"))
+    output: str | None = flag(None, "folder of the run [runs/DATE-TIME]")
+    log_every: int = flag(10, "steps between printed lines where there is no terminal", changeable=True)
+    wandb: bool = flag(False, "log to Weights & Biases as well", changeable=True)
+    wandb_project: str = flag("preference-model", "its project", changeable=True)
+
+    @property
+    def random_base(self) -> bool:
+        return self.model == SMALL_RANDOM
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line said, checked. `resume` is None, or the run's folder."""
+
+    config: Config
+    ds_config: dict
+    resume: Path | None
+
+
+def parse(argv: list[str]) -> Arguments:
+    """Reads the command line and ds_config.json. Raises `UserError`; `--help` exits.
+
+    A resumed run has the settings of its own config.json; a flag that says otherwise is an error unless the result
+    does not depend on it.
+    """
+    parser = argparse.ArgumentParser(prog="train.py", allow_abbrev=False, exit_on_error=False,
+                                     description="Trains a preference model.")
+    parser.error = _raise
+    for item in dataclasses.fields(Config):
+        _add_flag(parser, item)
+    parser.add_argument("--deepspeed_config", default="ds_config.json", metavar="FILE",
+                        help="DeepSpeed's settings [%(default)s]")
+    parser.add_argument("--resume", nargs="?", const="newest", metavar="RUN",
+                        help="continue a run from its newest checkpoint [the newest run]")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher appends it
+    try:
+        given = vars(parser.parse_args(argv))
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
+    ds_path, resume = given.pop("deepspeed_config"), given.pop("resume")
+    given.pop("local_rank")
+    ds_config = read_ds_config(Path(ds_path))
+    if resume is None:
+        return Arguments(_check(_defaults(Config(**given))), ds_config, None)
+    run = newest_run() if resume == "newest" else Path(resume)
+    return Arguments(_check(_resumed(run, given, ds_config)), ds_config, run)
+
+
+def newest_run(root: Path = Path("runs")) -> Path:
+    """The run started last: their folders are named by time."""
+    found = sorted(path for path in root.glob("*") if (path / "config.json").is_file()) if root.is_dir() else []
+    if not found:
+        raise UserError(f"there is no run in {root}/; train one first, or name one")
+    return max(found, key=lambda path: (path / "config.json").stat().st_mtime_ns)
+
+
+def load_config(run: Path) -> Config:
+    """The settings of a run. Raises `UserError`."""
+    try:
+        values = json.loads((run / "config.json").read_text("utf-8"))
+        return Config(**values)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{run} is not a run: config.json cannot be read: {error}") from None
+
+
+def read_ds_config(path: Path) -> dict:
+    """Reads and checks DeepSpeed's settings. Raises `UserError` naming the key, the rule and the value."""
+    try:
+        ds_config = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"--deepspeed_config {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"--deepspeed_config {path} is not JSON: {error}") from None
+
+    def refuse(text: str):
+        raise UserError(f"{path}: {text}")
+
+    if not isinstance(ds_config, dict):
+        refuse("must hold an object")
+    for keys, value in _leaves(ds_config):
+        if value == "auto":
+            refuse(f'{keys} is "auto"; give its value')
+    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        if key in ds_config:
+            refuse(f"{key} contradicts train_batch_size, which alone says what a step is; take it out "
+                   "(--tokens_per_micro_batch sets the micro-batches)")
+    if "scheduler" in ds_config:
+        refuse("scheduler is set by --warmup and --min_lr; take it out")
+    if "fp16" in ds_config:
+        refuse("fp16 is not supported; use bf16")
+    for key in ds_config:
+        if key not in DS_KEYS:
+            near = difflib.get_close_matches(key, DS_KEYS, 1)
+            refuse(f"{key} is not a known key" + (f"; {near[0]} is" if near else ""))
+    batch = ds_config.get("train_batch_size")
+    if type(batch) is not int or batch < 1:
+        refuse(f"train_batch_size must be a whole number of pairs, at least 1, not {batch!r}")
+    if ds_config.get("managed_gradient_accumulation") is not False:
+        refuse("managed_gradient_accumulation must be false: the loop makes the micro-batches")
+    optimizer = ds_config.get("optimizer")
+    if not isinstance(optimizer, dict) or optimizer.get("type") not in ("Adam", "AdamW"):
+        refuse("optimizer must be of type Adam or AdamW")
+    parameters = optimizer.get("params", {})
+    if not _is_number(parameters.get("lr")) or parameters["lr"] <= 0:
+        refuse(f"optimizer.params.lr must be a number above 0, not {parameters.get('lr')!r}")
+    if parameters.get("torch_adam") is not True:
+        refuse("optimizer.params.torch_adam must be true: DeepSpeed's own Adams are compiled at the first use")
+    zero = ds_config.get("zero_optimization", {})
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+    if stage not in (0, 1, 2, 3):
+        refuse(f"zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
+    for key in ("offload_optimizer", "offload_param"):
+        if key in zero:
+            refuse(f"zero_optimization.{key} is not supported; LoRA's optimizer state is small")
+    if ds_config.get("bf16", {}).get("enabled") and stage == 0:
+        refuse("bf16 needs zero_optimization.stage 1 or more, which keeps fp32 weights; it is 0")
+    return ds_config
+
+
+def _leaves(value, keys: str = ""):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{keys}.{key}".lstrip("."))
+    else:
+        yield keys, value
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _add_flag(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
+    kind = typing.get_type_hints(Config)[item.name]
+    default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
+    text = item.metadata["help"].replace("%", "%%")
+    if default not in (None, []):
+        shown = " ".join(default) if isinstance(default, list) else default
+        text += f" [{shown}]"
+    options: dict = {"default": default, "help": text}
+    optional = [part for part in typing.get_args(kind) if part is not type(None)]
+    if isinstance(kind, types.UnionType):
+        kind = optional[0]
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif typing.get_origin(kind) is list:
+        options |= {"nargs": "+", "metavar": "SOURCE"}
+    else:
+        options |= {"type": kind}
+        options |= {"choices": item.metadata["choices"]} if item.metadata["choices"] else {
+            "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+    parser.add_argument(f"--{item.name}", **options)
+
+
+def _raise(message: str):
+    raise UserError(message)
+
+
+def _defaults(config: Config) -> Config:
+    """Fills in the defaults that depend on other flags."""
+    values = {}
+    if config.test_fraction is None:
+        values["test_fraction"] = 0.0 if config.test_data else 0.25 if config.data == [SAMPLE] else 0.05
+    if config.train_embeddings is None:
+        values["train_embeddings"] = config.random_base and config.tune == "lora"
+    if config.gradient_checkpointing is None:
+        values["gradient_checkpointing"] = not config.random_base
+    return dataclasses.replace(config, **values)
+
+
+def _check(config: Config) -> Config:
+    rules = [
+        ("test_fraction", 0 <= config.test_fraction < 1, "at least 0 and below 1"),
+        ("max_bad_fraction", 0 <= config.max_bad_fraction <= 1, "between 0 and 1"),
+        ("vocab_size", config.vocab_size >= 400, "at least 400: 256 bytes, the control tokens and some letters"),
+        ("lora_rank", config.lora_rank >= 1, "at least 1"),
+        ("lora_dropout", 0 <= config.lora_dropout < 1, "at least 0 and below 1"),
+        ("order_weight", 0 <= config.order_weight <= 1, "between 0 and 1"),
+        ("epochs", config.epochs > 0, "above 0"),
+        ("max_steps", config.max_steps is None or config.max_steps >= 1, "at least 1"),
+        ("warmup", 0 <= config.warmup <= 1, "between 0 and 1"),
+        ("min_lr", 0 <= config.min_lr <= 1, "between 0 and 1"),
+        ("tokens_per_micro_batch", config.tokens_per_micro_batch >= 1, "at least 1"),
+        ("eval_every", config.eval_every >= 0, "at least 0"),
+        ("keep", config.keep >= 1, "at least 1"),
+        ("log_every", config.log_every >= 1, "at least 1"),
+    ]
+    for name, good, rule in rules:
+        if not good:
+            raise UserError(f"--{name} {getattr(config, name)}: must be {rule}")
+    if config.test_data and config.test_fraction:
+        raise UserError(f"--test_data and --test_fraction {config.test_fraction} say two things; give one")
+    if config.train_embeddings and config.tune == "full":
+        raise UserError("--train_embeddings: --tune full trains them anyway")
+    return config
+
+
+def _resumed(run: Path, given: dict, ds_config: dict) -> Config:
+    saved = load_config(run)
+    changed = {}
+    for item in dataclasses.fields(Config):
+        default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
+        value = given[item.name]
+        if value == default or value == getattr(saved, item.name):
+            continue
+        if not item.metadata["changeable"]:
+            raise UserError(f"--resume {run} with --{item.name} {value}: the run has {getattr(saved, item.name)}")
+        changed[item.name] = value
+    saved_ds = json.loads((run / "ds_config.json").read_text("utf-8"))
+    for key in ("train_batch_size", "optimizer", "gradient_clipping", "bf16"):
+        if ds_config.get(key) != saved_ds.get(key):
+            raise UserError(f"--resume {run}: {key} is {ds_config.get(key)} in the ds_config, but {saved_ds.get(key)} "
+                            "in the run's")
+    return dataclasses.replace(saved, **changed)

@@ -1,0 +1,102 @@
+"""The only module that asks for ranks; everything else is silent or collective by itself."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+# Reading and tokenising a large data set happens on one rank while the others wait.
+TIMEOUT = timedelta(hours=12)
+
+
+def set_environment() -> None:
+    """Makes a bare `python train.py` a world of one; the `deepspeed` launcher has set these already."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_ADDR", "127.0.0.1"),
+                        ("MASTER_PORT", port)):
+        os.environ.setdefault(name, str(value))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This rank's GPU, or the CPU where there is none."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device(
+        "cpu")
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def main_first(work: Callable):
+    """Runs `work()` on the first rank of each machine and then on the others, which find its cache filled."""
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if first:
+        result = work()
+    barrier()
+    return result if first else work()
+
+
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
+    """The sum over ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def gather_lists(items: list) -> list:
+    """The items of all ranks, in the order of ranks, on every rank."""
+    if not dist.is_initialized() or world_size() == 1:
+        return items
+    parts: list = [None] * world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def from_main(value):
+    """The first rank's value, on every rank."""
+    if not dist.is_initialized() or world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def say(*words) -> None:
+    """Prints on the first rank."""
+    if is_main():
+        print(*words, flush=True)
+
+
+class StopSignal:
+    """Notes SIGTERM and SIGINT, so that a run can stop at a step boundary. A second SIGINT stops at once."""
+
+    def __init__(self):
+        self.received = False
+        signal.signal(signal.SIGTERM, self._note)
+        signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number, frame):
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True

@@ -1,0 +1,176 @@
+"""Texts to token ids: the template, the budget of the three texts, and no control token out of a user's text."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datasets import Features, List, Value
+from tokenizers import Tokenizer
+
+from pm.data.comparison import text_hash
+from pm.errors import UserError
+from pm.tokenizer import CHATBOT, END_TURN, START_TURN, SYSTEM, USER
+
+GAP = " […] "  # stands where the middle of a response was cut out
+MIN_MAX_LENGTH = 64
+CHARACTERS_PER_TOKEN = 32  # a text longer than max_length * this is cut before it is tokenised
+
+ENCODED_FEATURES = Features({
+    "id": Value("string"),
+    "group": Value("string"),
+    "language": Value("string"),
+    "source": Value("string"),
+    "kind": Value("string"),
+    "prompt_key": Value("string"),
+    "target": List(Value("float64")),
+    "prompt_ids": List(Value("int32")),
+    "a_ids": List(Value("int32")),
+    "b_ids": List(Value("int32")),
+    "tokens": Value("int32"),
+    "tokens_cut": Value("int32"),
+    "characters_a": Value("int32"),
+    "characters_b": Value("int32"),
+})
+
+
+@dataclass(frozen=True)
+class Template:
+    """The control tokens, as ids. A sequence is
+
+    `BOS [START role prompt-turn END]... START chatbot first-response END START chatbot second-response END EOS`
+
+    and the score is read on the last token.
+    """
+
+    bos: int
+    eos: int
+    pad: int
+    start: int
+    end: int
+    roles: dict[str, int]
+
+    @classmethod
+    def of(cls, tokenizer) -> "Template":
+        """From a tokenizer with Command R's turn tokens; `UserError` names what is missing."""
+        vocabulary = tokenizer.get_vocab()
+        names = (START_TURN, END_TURN, SYSTEM, USER, CHATBOT)
+        missing = [name for name in names if name not in vocabulary]
+        missing += [name for name in ("bos_token", "eos_token", "pad_token") if getattr(tokenizer, name) is None]
+        if missing:
+            raise UserError(f"the tokenizer lacks {', '.join(missing)}; the template needs Command R's turn tokens")
+        start, end, system, user, chatbot = (vocabulary[name] for name in names)
+        return cls(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, start, end,
+                   {"system": system, "user": user, "assistant": chatbot})
+
+    @property
+    def turn_overhead(self) -> int:
+        """Control tokens around one turn."""
+        return 3
+
+    def turn(self, role: str, ids: Sequence[int]) -> list[int]:
+        return [self.start, self.roles[role], *ids, self.end]
+
+    def sequence(self, prompt_ids: Sequence[int], first: Sequence[int], second: Sequence[int]) -> list[int]:
+        """`prompt_ids` are whole turns; the responses are bare."""
+        return [self.bos, *prompt_ids, *self.turn("assistant", first), *self.turn("assistant", second), self.eos]
+
+    def overhead(self) -> int:
+        """Tokens of a sequence that belong to none of the three texts."""
+        return len(self.sequence([], [], []))
+
+
+def share_budget(lengths: Sequence[int], total: int) -> list[int]:
+    """How much of each text fits: none gets more than it needs, the rest is shared evenly.
+
+    >>> share_budget([10, 500, 500], 600)
+    [10, 295, 295]
+    """
+    limits = list(lengths)
+    for place, text in enumerate(sorted(range(len(lengths)), key=lengths.__getitem__)):
+        limits[text] = min(lengths[text], total // (len(lengths) - place))
+        total -= limits[text]
+    return limits
+
+
+class Encoder:
+    """Turns rows of text into rows of ids that fit `max_length` in either order of the responses."""
+
+    def __init__(self, tokenizer, max_length: int):
+        if max_length < MIN_MAX_LENGTH:
+            raise UserError(f"--max_length {max_length}: at least {MIN_MAX_LENGTH} tokens are needed for three texts")
+        self.template = Template.of(tokenizer)
+        self.max_length = max_length
+        self._text_tokenizer = _without_added_tokens(tokenizer)
+        self._control_ids = set(tokenizer.get_added_vocab().values()) - {tokenizer.unk_token_id}
+        self._gap = self._tokenise([GAP])[0]
+
+    def fingerprint(self) -> str:
+        """Changes where the ids that `encode` gives may change."""
+        return text_hash(self._text_tokenizer.to_str(), repr(self.template), str(self.max_length), GAP)
+
+    def encode(self, rows: dict[str, list]) -> dict[str, list]:
+        """A batch of columns as in `comparison.FEATURES` to a batch as in `ENCODED_FEATURES`.
+
+        A row whose kept responses are equal is left out: it holds nothing to learn and nothing to judge.
+        """
+        contents = [turn["content"] for prompt in rows["prompt"] for turn in prompt]
+        turn_ids = iter(self._tokenise(contents))
+        a_ids, b_ids = self._tokenise(rows["response_a"]), self._tokenise(rows["response_b"])
+        encoded: dict[str, list] = {name: [] for name in ENCODED_FEATURES}
+        for number, prompt in enumerate(rows["prompt"]):
+            turns = [(turn["role"], next(turn_ids)) for turn in prompt]
+            whole = [sum(len(ids) + self.template.turn_overhead for _, ids in turns), len(a_ids[number]),
+                     len(b_ids[number])]
+            limits = share_budget(whole, self.max_length - self.template.overhead())
+            a, b = (self._cut_middle(ids[number], limit) for ids, limit in zip((a_ids, b_ids), limits[1:], strict=True))
+            if a == b:
+                continue
+            prompt_ids = self._last_turns(turns, limits[0])
+            row = {name: rows[name][number] for name in ("id", "group", "language", "source", "kind", "prompt_key",
+                                                         "target")}
+            row |= {"prompt_ids": prompt_ids, "a_ids": a, "b_ids": b,
+                    "tokens": self.template.overhead() + len(prompt_ids) + len(a) + len(b),
+                    "tokens_cut": sum(whole) - sum(limits),
+                    "characters_a": len(rows["response_a"][number]), "characters_b": len(rows["response_b"][number])}
+            for name, value in row.items():
+                encoded[name].append(value)
+        return encoded
+
+    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        longest = self.max_length * CHARACTERS_PER_TOKEN
+        texts = [text if len(text) <= 2 * longest else text[:longest] + text[-longest:] for text in texts]
+        batch = [encoding.ids for encoding in self._text_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        for ids in batch:
+            control = self._control_ids.intersection(ids)
+            if control:
+                raise UserError(f"the tokenizer makes its added tokens {sorted(control)} out of plain text")
+        return batch
+
+    def _cut_middle(self, ids: list[int], limit: int) -> list[int]:
+        """A response keeps its beginning and its end."""
+        if len(ids) <= limit:
+            return ids
+        kept = limit - len(self._gap)
+        if kept < 2:
+            return ids[:limit]
+        return ids[: kept - kept // 2] + self._gap + ids[len(ids) - kept // 2 :]
+
+    def _last_turns(self, turns: list[tuple[str, list[int]]], limit: int) -> list[int]:
+        """A prompt keeps its end: the oldest turns go first, and of the oldest kept turn the beginning goes."""
+        kept: list[int] = []
+        for role, ids in reversed(turns):
+            room = limit - len(kept) - self.template.turn_overhead
+            if room < 1:
+                break
+            kept = self.template.turn(role, ids[max(0, len(ids) - room) :]) + kept
+        return kept
+
+
+def _without_added_tokens(tokenizer) -> Tokenizer:
+    """The tokenizer with its added tokens taken away: a text that spells one of them stays text.
+
+    `split_special_tokens=True` would let tokens through that are added but not special.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+    return Tokenizer.from_str(json.dumps(state))

@@ -1,0 +1,25 @@
+"""What a user is told. Everything a user can cause is a `UserError`: one line, exit code 2, no traceback."""
+
+import errno
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Names the file or flag, the rule and the value; `main` prints it on one line."""
+
+
+def run_main(main: Callable[[list[str]], None], is_main_rank: Callable[[], bool] = lambda: True) -> None:
+    """Runs `main(argv)`; a `UserError` or a full disk ends the process with one line and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        if is_main_rank():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: no space left on the device while writing {error.filename or 'a file'}",
+              file=sys.stderr, flush=True)
+        raise SystemExit(2) from None

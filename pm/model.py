@@ -1,0 +1,148 @@
+"""The model: a Cohere 2 backbone, a linear score head on the last token, LoRA. Shapes: B, L, D hidden, C classes."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, Cohere2Config, Cohere2Model, Cohere2PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from pm.data.comparison import LABELS
+from pm.errors import UserError
+
+SMALL = dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+             intermediate_size=352, sliding_window=256, max_position_embeddings=8192)
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class ScoreHead(nn.Linear):
+    """A linear layer that computes in fp32 whatever dtype it is stored in."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden.float(), self.weight.float())
+
+
+class Cohere2ForSequenceClassification(Cohere2PreTrainedModel):
+    """`model` + `score`, named as in the sequence classifiers of transformers, which has none for Cohere 2."""
+
+    def __init__(self, config: Cohere2Config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = Cohere2Model(config)
+        self.score = ScoreHead(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module):
+        """A new head is zero: the untrained model says 'even odds', and the first loss is ln(classes)."""
+        super()._init_weights(module)
+        if isinstance(module, ScoreHead):
+            nn.init.zeros_(module.weight)
+
+    def get_input_embeddings(self):
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.model.embed_tokens = value
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None, **kwargs):
+        """Logits (B, C) in fp32, read on the last token that `attention_mask` (B, L) holds, on whichever side the
+        padding is. The mask decides and not the pad id, which a text may hold and which may equal eos."""
+        kwargs["use_cache"] = False
+        kwargs.pop("return_dict", None)
+        hidden_BLD = self.model(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds,
+                                **kwargs).last_hidden_state
+        batch, length = hidden_BLD.shape[:2]
+        if attention_mask is None:
+            last_B = torch.full((batch,), length - 1, device=hidden_BLD.device)
+        else:
+            positions_L = torch.arange(length, device=hidden_BLD.device)
+            last_B = (attention_mask.bool() * positions_L).argmax(1)
+        logits_BC = self.score(hidden_BLD[torch.arange(batch, device=hidden_BLD.device), last_B])
+        loss = None if labels is None else F.cross_entropy(logits_BC, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits_BC)
+
+
+def unswap(logits_BC: torch.Tensor, swapped_B: torch.Tensor) -> torch.Tensor:
+    """Logits of sequences read in the order B, A put back into the row's own class order (a, b)."""
+    return torch.where(swapped_B[:, None], logits_BC.flip(-1), logits_BC)
+
+
+def save_small_base(folder: Path, tokenizer, seed: int) -> None:
+    """Writes a small random Cohere 2 and its tokenizer, to be loaded like any other local model."""
+    config = Cohere2Config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id,
+                           bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                           **SMALL, **_label_names())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Cohere2ForSequenceClassification(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_tokenizer(name: str):
+    """The tokenizer of a hub id or local folder."""
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {name}: no tokenizer can be loaded: {_first_line(error)}") from None
+
+
+def load_model(name: str, dtype: torch.dtype) -> tuple[Cohere2ForSequenceClassification, bool]:
+    """The model of a hub id or local folder, and whether its score head was there.
+
+    A causal language model's folder gives its backbone (the lm_head is dropped) and a new head.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {name} cannot be loaded: {_first_line(error)}") from None
+    if not isinstance(config, Cohere2Config):
+        raise UserError(f"--model {name} is of type {config.model_type}; a cohere2 model is needed")
+    try:
+        model, info = Cohere2ForSequenceClassification.from_pretrained(
+            name, dtype=dtype, output_loading_info=True, **_label_names())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--model {name}: the weights cannot be loaded: {_first_line(error)}") from None
+    missing = set(info["missing_keys"])
+    if missing - {"score.weight"}:
+        raise UserError(f"--model {name}: {len(missing)} weights are missing, such as {sorted(missing)[0]}")
+    return model, "score.weight" not in missing
+
+
+def add_lora(model, rank: int, alpha: int, dropout: float, train_embeddings: bool) -> PeftModel:
+    """LoRA on every attention and MLP projection. `SEQ_CLS` makes PEFT train and save the head with the adapter."""
+    return get_peft_model(model, LoraConfig(
+        task_type="SEQ_CLS", r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(LORA_TARGETS),
+        modules_to_save=["score", "embed_tokens"] if train_embeddings else ["score"],
+    ))
+
+
+def check_trainable(model: nn.Module, train_embeddings: bool) -> None:
+    """With LoRA exactly the adapters, the head and, where asked for, the embeddings are trained."""
+    wanted = ("lora_", "score.modules_to_save") + (("embed_tokens.modules_to_save",) if train_embeddings else ())
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == any(part in name for part in wanted), name
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay for matrices; none for norms, embeddings and the head."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in trained if _decays(name, parameter)]
+    others = [parameter for name, parameter in trained if not _decays(name, parameter)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _decays(name: str, parameter: torch.Tensor) -> bool:
+    return parameter.dim() > 1 and "embed_tokens" not in name and "score" not in name
+
+
+def _label_names() -> dict:
+    return {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)},
+            "num_labels": len(LABELS)}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,123 @@
+"""A run folder explains itself: settings, versions, base model, data. What train.py, eval.py and export share."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from pm import distributed
+from pm.config import Arguments, Config
+from pm.data.prepare import describe, encode, read, split_rows, training_texts
+from pm.encoding import Encoder
+from pm.errors import UserError
+from pm.model import add_lora, check_trainable, load_model, load_tokenizer, save_small_base
+from pm.tokenizer import train_tokenizer
+
+PACKAGES = ("torch", "deepspeed", "transformers", "peft", "datasets", "tokenizers", "sentencepiece")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both sides of the split as ids (`encoding.ENCODED_FEATURES`) and as text (`comparison.FEATURES`)."""
+
+    train: Dataset
+    test: Dataset
+    train_rows: Dataset
+    encoder: Encoder
+    summary: str
+
+
+def open_run(arguments: Arguments) -> Path:
+    """The run's folder, the same on all ranks; a new one gets its settings written."""
+    if arguments.resume:
+        return arguments.resume
+    run = Path(distributed.from_main(arguments.config.output or f"runs/{datetime.now():%Y%m%d-%H%M%S}"))
+    if (run / "config.json").exists():
+        raise UserError(f"--output {run} holds a run already; continue it with --resume {run}, or name another")
+    distributed.barrier()
+    if distributed.is_main():
+        run.mkdir(parents=True, exist_ok=True)
+        _write(run / "ds_config.json", arguments.ds_config)
+        _write(run / "environment.json", _environment())
+        _write(run / "config.json", dataclasses.asdict(arguments.config))
+    distributed.barrier()
+    return run
+
+
+def base_of(config: Config, run: Path) -> str:
+    """Where the untrained model is: for small-random the run's own folder."""
+    return str(run / "base") if config.random_base else config.model
+
+
+def load_data(config: Config, run: Path) -> Data:
+    """Reads, splits and tokenises the run's data, from the cache where it was done before.
+
+    For small-random the first call also makes the base: a tokenizer trained on the training texts, and weights.
+    """
+    train = read(config.data, config.cache_dir, config.max_bad_fraction)
+    test = read(config.test_data, config.cache_dir, config.max_bad_fraction) if config.test_data else None
+    train_rows, test_rows = split_rows(train, test, config.test_fraction)
+    if config.random_base and not (run / "base" / "config.json").exists():
+        tokenizer = train_tokenizer(training_texts(train_rows), config.vocab_size)
+        save_small_base(run / "base", tokenizer, config.seed)
+    encoder = Encoder(load_tokenizer(base_of(config, run)), config.max_length)
+    key = f"{train.key} {test.key if test else config.test_fraction}"
+    encoded = [encode(rows, f"{key} {side}", encoder, config.cache_dir)
+               for side, rows in (("train", train_rows), ("test", test_rows))]
+    lines = [describe("train", train_rows, encoded[0]), describe("test", test_rows, encoded[1])]
+    for name, rows in (("--data", train), ("--test_data", test)):
+        if rows and rows.report.rejected:
+            lines.append(f"{name}: {len(rows.report.rejected)} of {rows.report.read} rows rejected, such as "
+                         + "; ".join(rows.report.rejected[:5]))
+    return Data(*encoded, train_rows, encoder, "\n".join(lines))
+
+
+def build_model(config: Config, run: Path, dtype: torch.dtype):
+    """The model that is trained, its head new or kept, with the trainable parameters marked."""
+    model, has_head = load_model(base_of(config, run), dtype)
+    model.config.pad_token_id = load_tokenizer(base_of(config, run)).pad_token_id
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.tune == "lora":
+        if config.lora_rank < 1:
+            raise UserError(f"--lora_rank {config.lora_rank}: must be at least 1")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.train_embeddings)
+        check_trainable(model, config.train_embeddings)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    distributed.say(f"model: {base_of(config, run)}, {total:,} parameters, {trained:,} trained ({config.tune}), "
+                    f"{str(dtype).removeprefix('torch.')}, score head {'kept' if has_head and not config.random_base else 'new'}")
+    return model
+
+
+def dtype_of(ds_config: dict) -> torch.dtype:
+    return torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else torch.float32
+
+
+def _environment() -> dict:
+    def git(*words: str) -> str:
+        result = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        return result.stdout.strip()
+
+    return {
+        "command": sys.argv,
+        "commit": git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else ""),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "ranks": distributed.world_size(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+    }
+
+
+def _write(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", "utf-8")

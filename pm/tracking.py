@@ -1,0 +1,121 @@
+"""One dict per event, to stdout, `metrics.jsonl` and, where asked for, wandb."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from pm.distributed import all_reduce_sum, gather_lists, is_main, say
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """One step over all ranks. `tokens` are those of texts and template, without padding."""
+
+    numbers: dict[str, float]
+    tokens: int
+    stop: bool
+
+
+class StepStatistics:
+    """Sums of one step, kept on the device; reduced over the ranks once, divided once."""
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(6, dtype=torch.float64, device=device)
+        self.losses: list[tuple[list[str], torch.Tensor]] = []
+
+    @torch.no_grad()
+    def add(self, micro_batch, target_NC: torch.Tensor, logits_NOC: torch.Tensor, loss_N: torch.Tensor) -> None:
+        if not micro_batch.weight:
+            return
+        self.losses.append((micro_batch.ids, loss_N.detach()))
+        margin_N = logits_NOC.float().mean(1).diff(dim=1)[:, 0]
+        wanted_N = target_NC.diff(dim=1)[:, 0].sign()
+        right = ((margin_N.sign() * wanted_N + 1) / 2)[wanted_N != 0].sum()
+        mask_BL = micro_batch.tensors["attention_mask"]
+        self.sums[:5] += torch.stack([loss_N.sum().double(), right.double(), (wanted_N != 0).sum().double(),
+                                      torch.tensor(float(mask_BL.sum())).to(right), torch.tensor(float(mask_BL.numel())).to(right)]).double()
+
+    def reduce(self, rows: int, stop: bool) -> StepValues:
+        """`rows` of the step on all ranks; `stop` on any rank is `stop` on all."""
+        self.sums[5] = float(stop)
+        loss, right, decided, tokens, padded, stops = all_reduce_sum(self.sums).tolist()
+        numbers = {"loss": loss / rows, "accuracy": right / decided if decided else 0.5, "padding": 1 - tokens / padded}
+        return StepValues(numbers, round(tokens), stops > 0)
+
+    def suspects(self) -> str:
+        """Ids of the rows whose loss is not finite, on any rank; where there are none, of all rows. Collective."""
+        ids = [identifier for names, loss_N in self.losses for identifier in names]
+        bad = [identifier for names, loss_N in self.losses
+               for identifier, finite in zip(names, loss_N.isfinite().tolist(), strict=True) if not finite]
+        bad, ids = gather_lists(bad), gather_lists(ids)
+        return ", ".join(bad or ids)
+
+
+class Tracker:
+    """Writes on the first rank only. A resumed run drops the lines after the step it resumes from."""
+
+    def __init__(self, run: Path, total_steps: int, start_step: int, wandb_project: str, config: dict):
+        self.path = run / "metrics.jsonl"
+        self.bar = None
+        self.wandb = None
+        self.terminal = sys.stderr.isatty()
+        if not is_main():
+            return
+        if self.path.exists():
+            kept = [line for line in self.path.read_text("utf-8").splitlines(True)
+                    if line.endswith("\n") and json.loads(line)["step"] <= start_step]
+            self.path.write_text("".join(kept), "utf-8")
+        if self.terminal:
+            self.bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
+        if wandb_project:
+            import wandb
+
+            id_file = run / "wandb_id"
+            if not id_file.exists():
+                id_file.write_text(wandb.util.generate_id(), "utf-8")
+            self.wandb = wandb.init(project=wandb_project, id=id_file.read_text("utf-8"), resume="allow", dir=run,
+                                    name=run.name, config=config)
+
+    def step(self, values: dict, show: bool) -> None:
+        """One training step; `values` has the key `step`. `show`: print a line where there is no terminal."""
+        if not is_main():
+            return
+        text = (f"loss {values['loss']:.4f}  acc {values['accuracy']:.3f}  lr {values['learning_rate']:.2e}  "
+                f"grad {values['gradient_norm']:.2f}  {values['tokens_per_second']:,.0f} tok/s  "
+                f"pad {values['padding']:.1%}")
+        self._write("train", values)
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(1)
+        elif show:
+            print(f"step {values['step']}  {text}", flush=True)
+
+    def evaluation(self, values: dict) -> None:
+        """Metrics of the test split; `values` has the key `step`."""
+        if is_main():
+            self._write("eval", values)
+
+    def say(self, text: str) -> None:
+        """A line above the progress bar."""
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            say(text)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+    def _write(self, phase: str, values: dict) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"phase": phase, **values}) + "\n")
+        if self.wandb is not None:
+            numbers = {f"{phase}/{name}": value for name, value in values.items()
+                       if isinstance(value, (int, float)) and name != "step"}
+            self.wandb.log(numbers, step=values["step"])

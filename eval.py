@@ -17,11 +17,13 @@ from pm.data.prepare import check_overlap, describe, encode, read
 from pm.errors import UserError, run_main
 from pm.predict import PreferenceModel, find_export
 from pm.run import load_data
+from pm.tracking import quiet_libraries
 
 
 def main(argv: list[str]) -> None:
+    quiet_libraries()
     arguments = _parse(argv)
-    name = arguments.model or str(newest_run())
+    name = arguments.model or str(newest_run("export"))
     model = PreferenceModel.from_pretrained(name)
     export = find_export(name)
     run = export.parent if (export.parent / "config.json").is_file() else None
@@ -44,7 +46,7 @@ def _rows(arguments: argparse.Namespace, model: PreferenceModel, run: Path | Non
     """The encoded rows to evaluate on, which are never rows of the training split."""
     if not arguments.data:
         if run is None:
-            raise UserError(f"--model {arguments.model} is not in its run's folder, so its test split is unknown; give --data")
+            raise UserError(f"--model {arguments.model} is not in its run's folder; give --data")
         data = load_data(load_config(run), run)
         if not len(data.test):
             raise UserError(f"{run} has no test split; give --data")

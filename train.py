@@ -6,7 +6,6 @@ Shapes: B sequences of a micro-batch, L tokens, N rows, O orders of each row, C 
 import time
 
 import deepspeed
-import torch
 
 from pm import checkpoint, distributed, report
 from pm.batches import Batches, seed_step
@@ -24,22 +23,23 @@ from pm.engine import (
 from pm.errors import UserError, run_main
 from pm.export import export
 from pm.loss import preference_loss
+from pm.metrics import summarise
 from pm.model import parameter_groups, unswap
 from pm.predict import score
 from pm.run import build_model, dtype_of, load_data, open_run
 from pm.schedule import learning_rate
-from pm.tracking import StepStatistics, Tracker
+from pm.tracking import StepStatistics, Tracker, quiet_libraries
 
 
 def main(argv: list[str]) -> None:
     # 1. Settings, ranks, the run's folder
+    quiet_libraries()
     arguments = parse(argv)
     config, ds_config = arguments.config, arguments.ds_config
     distributed.set_environment()
     prepare_start()
     deepspeed.init_distributed(verbose=False, timeout=distributed.TIMEOUT)
-    device = distributed.device()
-    stop = distributed.StopSignal()
+    device = distributed.set_device()
     run = open_run(arguments)
     resumed = checkpoint.newest(run, distributed.say) if arguments.resume else None
 
@@ -67,7 +67,8 @@ def main(argv: list[str]) -> None:
 
     # 4. The loop
     updates, best, skipped = progress["updates"], progress["best"], 0
-    metrics, saved = None, resumed.path.name if resumed else None
+    predictions, saved = [], resumed.path.name if resumed else None
+    stop = distributed.StopSignal()
     engine.train()
     for step in range(progress["step"], total_steps):
         started = time.perf_counter()
@@ -99,12 +100,12 @@ def main(argv: list[str]) -> None:
         last = step + 1 == total_steps
         evaluates = last or (config.eval_every and (step + 1) % config.eval_every == 0)
         if evaluates and len(data.test):
-            metrics = report.evaluation(score(engine, data.test, data.encoder.template, config.tokens_per_micro_batch,
-                                              device, shared=True))
-            tracker.evaluation({"step": step + 1, **metrics["overall"]})
-            tracker.say(f"step {step + 1} test: {report.short(metrics['overall'])}")
+            predictions = score(engine, data.test, data.encoder.template, config.tokens_per_micro_batch, device, True)
+            summary = summarise(predictions)
+            tracker.evaluation({"step": step + 1, **summary})
+            tracker.say(f"step {step + 1} test: {report.short(summary)}")
         if evaluates or values.stop:
-            found = metrics["overall"][config.best_metric] if evaluates and len(data.test) else None
+            found = summary[config.best_metric] if evaluates and len(data.test) else None
             is_best = checkpoint.is_better(found, best, config.best_metric)
             best = found if is_best else best
             state = get_state(engine)
@@ -123,9 +124,9 @@ def main(argv: list[str]) -> None:
     few = shown.select(sorted(range(len(shown)), key=shown["tokens"][:].__getitem__)[:4])
     live = score(engine, few, data.encoder.template, config.tokens_per_micro_batch, device, shared=True)
     if distributed.is_main():
+        metrics = report.evaluation(predictions)
         difference = export(run, checkpoint.load(run / "checkpoints" / saved), run / "export", metrics, (few, live))
-        if metrics:
-            print(f"\n{report.table(metrics)}\n\n{report.LEGEND}")
+        print(f"\n{report.table(metrics)}\n\n{report.LEGEND}")
         print(f"\nexported to {run / 'export'} (loaded afresh, logits differ by {difference:.1g})\n"
               f"next: python eval.py --model {run}", flush=True)
 

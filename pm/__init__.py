@@ -1,1 +1,1 @@
-"""A multilingual preference model: one sequence holds a prompt and two responses, a linear head says which is better."""
+"""A preference model: one sequence holds a prompt and two responses, a linear head says which is better."""

@@ -9,6 +9,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -83,9 +84,9 @@ def commit(run: Path, state: dict[str, torch.Tensor], trainer: dict, keep: int, 
 
 
 def is_better(value: float | None, best: float | None, metric: str) -> bool:
-    """Whether `value` of a metric is better than the best so far; None is no value."""
-    if value is None or best is None:
-        return value is not None
+    """Whether `value` of a metric is better than the best so far; None and NaN are no value."""
+    if value is None or math.isnan(value) or best is None:
+        return value is not None and not math.isnan(value)
     return value < best if metric == "log_loss" else value > best
 
 

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -36,8 +37,8 @@ def flag(default, text: str, choices: tuple = (), changeable: bool = False):
 @dataclass(frozen=True)
 class Config:
     # data
-    data: list[str] = flag([SAMPLE], "sources: sample, local files (.jsonl[.gz] .json .csv .parquet) or Hub datasets as "
-                                     "id[@config][#split,pattern_*]")
+    data: list[str] = flag([SAMPLE], "sources: sample, local files (.jsonl[.gz] .json .csv .parquet) or Hub datasets "
+                                     "as id[@config][#split,pattern_*]")
     test_data: list[str] = flag([], "sources of the test split; without them it is taken from --data")
     test_fraction: float | None = flag(None, "share of prompt groups in the test split "
                                              "[0.05; 0.25 of the embedded sample, which has few groups]")
@@ -52,8 +53,8 @@ class Config:
     lora_alpha: float = flag(32.0, "LoRA updates are scaled by alpha / rank")
     lora_dropout: float = flag(0.0, "dropout before the LoRA matrices")
     train_embeddings: bool | None = flag(None, "train the embeddings beside LoRA [only for small-random]")
-    gradient_checkpointing: bool | None = flag(None, "recompute activations in the backward pass [not for small-random]",
-                                               changeable=True)
+    gradient_checkpointing: bool | None = flag(None, "recompute activations in the backward pass [not for "
+                                                     "small-random]", changeable=True)
     # training
     orders: str = flag("both", "orders of a pair in a step: one drawn at random, or both, with the loss on the logits "
                                "averaged over them", ("random", "both"))
@@ -112,23 +113,22 @@ def parse(argv: list[str]) -> Arguments:
     ds_config = read_ds_config(Path(ds_path))
     if resume is None:
         return Arguments(_check(_defaults(Config(**given))), ds_config, None)
-    run = newest_run() if resume == "newest" else Path(resume)
+    run = newest_run("checkpoints/latest") if resume == "newest" else Path(resume)
     return Arguments(_check(_resumed(run, given, ds_config)), ds_config, run)
 
 
-def newest_run(root: Path = Path("runs")) -> Path:
-    """The run started last: their folders are named by time."""
-    found = sorted(path for path in root.glob("*") if (path / "config.json").is_file()) if root.is_dir() else []
+def newest_run(holds: str, root: Path = Path("runs")) -> Path:
+    """The run started last among those that have the file or folder `holds`. Raises `UserError` for none."""
+    found = [path.parent for path in root.glob("*/config.json") if (path.parent / holds).exists()]
     if not found:
-        raise UserError(f"there is no run in {root}/; train one first, or name one")
-    return max(found, key=lambda path: (path / "config.json").stat().st_mtime_ns)
+        raise UserError(f"there is no run with {holds} in {root}/; train one first, or name one")
+    return max(found, key=lambda run: (run / "config.json").stat().st_mtime_ns)
 
 
 def load_config(run: Path) -> Config:
     """The settings of a run. Raises `UserError`."""
     try:
-        values = json.loads((run / "config.json").read_text("utf-8"))
-        return Config(**values)
+        return _check(Config(**json.loads((run / "config.json").read_text("utf-8"))))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{run} is not a run: config.json cannot be read: {error}") from None
 
@@ -165,38 +165,51 @@ def read_ds_config(path: Path) -> dict:
     batch = ds_config.get("train_batch_size")
     if type(batch) is not int or batch < 1:
         refuse(f"train_batch_size must be a whole number of pairs, at least 1, not {batch!r}")
-    if ds_config.get("managed_gradient_accumulation") is not False:
-        refuse("managed_gradient_accumulation must be false: the loop makes the micro-batches")
-    optimizer = ds_config.get("optimizer")
-    if not isinstance(optimizer, dict) or optimizer.get("type") not in ("Adam", "AdamW"):
-        refuse("optimizer must be of type Adam or AdamW")
-    parameters = optimizer.get("params", {})
+    managed = ds_config.get("managed_gradient_accumulation")
+    if managed is not False:
+        refuse(f"managed_gradient_accumulation must be false, not {managed!r}: the loop makes the micro-batches")
+    clipping = ds_config.get("gradient_clipping", 0.0)
+    if not _is_number(clipping) or clipping < 0:
+        refuse(f"gradient_clipping must be a number, at least 0, not {clipping!r}")
+    optimizer, zero, bf16 = (_object(ds_config, key, refuse) for key in ("optimizer", "zero_optimization", "bf16"))
+    if optimizer.get("type") not in ("Adam", "AdamW"):
+        refuse(f"optimizer.type must be Adam or AdamW, not {optimizer.get('type')!r}")
+    parameters = _object(optimizer, "params", lambda text: refuse(f"optimizer.{text}"))
     if not _is_number(parameters.get("lr")) or parameters["lr"] <= 0:
         refuse(f"optimizer.params.lr must be a number above 0, not {parameters.get('lr')!r}")
+    if not _is_number(parameters.get("weight_decay", 0.0)):
+        refuse(f"optimizer.params.weight_decay must be a number, not {parameters['weight_decay']!r}")
     if parameters.get("torch_adam") is not True:
-        refuse("optimizer.params.torch_adam must be true: DeepSpeed's own Adams are compiled at the first use")
-    zero = ds_config.get("zero_optimization", {})
-    stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+        refuse(f"optimizer.params.torch_adam must be true, not {parameters.get('torch_adam')!r}: DeepSpeed's own Adams "
+               "are compiled at the first use")
+    stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         refuse(f"zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
     for key in ("offload_optimizer", "offload_param"):
         if key in zero:
             refuse(f"zero_optimization.{key} is not supported; LoRA's optimizer state is small")
-    if ds_config.get("bf16", {}).get("enabled") and stage == 0:
+    if bf16.get("enabled") and stage == 0:
         refuse("bf16 needs zero_optimization.stage 1 or more, which keeps fp32 weights; it is 0")
     return ds_config
 
 
+def _object(parent: dict, key: str, refuse) -> dict:
+    value = parent.get(key, {})
+    if not isinstance(value, dict):
+        refuse(f"{key} must be an object, not {value!r}")
+    return value
+
+
 def _leaves(value, keys: str = ""):
-    if isinstance(value, dict):
-        for key, inner in value.items():
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(inner, f"{keys}.{key}".lstrip("."))
     else:
         yield keys, value
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _add_flag(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
@@ -206,7 +219,7 @@ def _add_flag(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
     if default not in (None, []):
         shown = " ".join(default) if isinstance(default, list) else default
         text += f" [{shown}]"
-    options: dict = {"default": default, "help": text}
+    options: dict = {"default": argparse.SUPPRESS, "help": text}  # so that a flag that is not given can be told apart
     optional = [part for part in typing.get_args(kind) if part is not type(None)]
     if isinstance(kind, types.UnionType):
         kind = optional[0]
@@ -243,9 +256,11 @@ def _check(config: Config) -> Config:
         ("max_bad_fraction", 0 <= config.max_bad_fraction <= 1, "between 0 and 1"),
         ("vocab_size", config.vocab_size >= 400, "at least 400: 256 bytes, the control tokens and some letters"),
         ("lora_rank", config.lora_rank >= 1, "at least 1"),
+        ("lora_alpha", 0 < config.lora_alpha < math.inf, "a number above 0"),
+        ("seed", abs(config.seed) < 2**31, "within 32 bits"),
         ("lora_dropout", 0 <= config.lora_dropout < 1, "at least 0 and below 1"),
         ("order_weight", 0 <= config.order_weight <= 1, "between 0 and 1"),
-        ("epochs", config.epochs > 0, "above 0"),
+        ("epochs", 0 < config.epochs < math.inf, "above 0"),
         ("max_steps", config.max_steps is None or config.max_steps >= 1, "at least 1"),
         ("warmup", 0 <= config.warmup <= 1, "between 0 and 1"),
         ("min_lr", 0 <= config.min_lr <= 1, "between 0 and 1"),
@@ -266,18 +281,13 @@ def _check(config: Config) -> Config:
 
 def _resumed(run: Path, given: dict, ds_config: dict) -> Config:
     saved = load_config(run)
-    changed = {}
     for item in dataclasses.fields(Config):
-        default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
-        value = given[item.name]
-        if value == default or value == getattr(saved, item.name):
-            continue
-        if not item.metadata["changeable"]:
+        value = given.get(item.name)
+        if item.name in given and value != getattr(saved, item.name) and not item.metadata["changeable"]:
             raise UserError(f"--resume {run} with --{item.name} {value}: the run has {getattr(saved, item.name)}")
-        changed[item.name] = value
-    saved_ds = json.loads((run / "ds_config.json").read_text("utf-8"))
+    saved_ds = read_ds_config(run / "ds_config.json")
     for key in ("train_batch_size", "optimizer", "gradient_clipping", "bf16"):
         if ds_config.get(key) != saved_ds.get(key):
             raise UserError(f"--resume {run}: {key} is {ds_config.get(key)} in the ds_config, but {saved_ds.get(key)} "
                             "in the run's")
-    return dataclasses.replace(saved, **changed)
+    return dataclasses.replace(saved, **given)

@@ -13,6 +13,7 @@ from pm.tokenizer import CHATBOT, END_TURN, START_TURN, SYSTEM, USER
 
 GAP = " […] "  # stands where the middle of a response was cut out
 MIN_MAX_LENGTH = 64
+TURN_OVERHEAD = 3  # control tokens around one turn
 CHARACTERS_PER_TOKEN = 32  # a text longer than max_length * this is cut before it is tokenised
 
 ENCODED_FEATURES = Features({
@@ -61,11 +62,6 @@ class Template:
         start, end, system, user, chatbot = (vocabulary[name] for name in names)
         return cls(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, start, end,
                    {"system": system, "user": user, "assistant": chatbot})
-
-    @property
-    def turn_overhead(self) -> int:
-        """Control tokens around one turn."""
-        return 3
 
     def turn(self, role: str, ids: Sequence[int]) -> list[int]:
         return [self.start, self.roles[role], *ids, self.end]
@@ -119,7 +115,7 @@ class Encoder:
         encoded: dict[str, list] = {name: [] for name in ENCODED_FEATURES}
         for number, prompt in enumerate(rows["prompt"]):
             turns = [(turn["role"], next(turn_ids)) for turn in prompt]
-            whole = [sum(len(ids) + self.template.turn_overhead for _, ids in turns), len(a_ids[number]),
+            whole = [sum(len(ids) + TURN_OVERHEAD for _, ids in turns), len(a_ids[number]),
                      len(b_ids[number])]
             limits = share_budget(whole, self.max_length - self.template.overhead())
             a, b = (self._cut_middle(ids[number], limit) for ids, limit in zip((a_ids, b_ids), limits[1:], strict=True))
@@ -159,7 +155,7 @@ class Encoder:
         """A prompt keeps its end: the oldest turns go first, and of the oldest kept turn the beginning goes."""
         kept: list[int] = []
         for role, ids in reversed(turns):
-            room = limit - len(kept) - self.template.turn_overhead
+            room = limit - len(kept) - TURN_OVERHEAD
             if room < 1:
                 break
             kept = self.template.turn(role, ids[max(0, len(ids) - room) :]) + kept

@@ -10,7 +10,8 @@ class UserError(Exception):
 
 
 def run_main(main: Callable[[list[str]], None], is_main_rank: Callable[[], bool] = lambda: True) -> None:
-    """Runs `main(argv)`; a `UserError` or a full disk ends the process with one line and exit code 2."""
+    """Runs `main(argv)`; a `UserError`, a full disk or a folder that may not be written ends the process with one
+    line and exit code 2, Ctrl-C with exit code 130."""
     try:
         main(sys.argv[1:])
     except UserError as error:
@@ -18,8 +19,9 @@ def run_main(main: Callable[[list[str]], None], is_main_rank: Callable[[], bool]
             print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        print(f"error: no space left on the device while writing {error.filename or 'a file'}",
-              file=sys.stderr, flush=True)
+        print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

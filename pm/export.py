@@ -21,6 +21,7 @@ from pm.errors import UserError, run_main
 from pm.model import load_tokenizer
 from pm.predict import SETTINGS, PreferenceModel
 from pm.run import base_of, build_model, dtype_of
+from pm.tracking import quiet_libraries
 
 # How far logits may be from those of the live model, which may be on another device.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
@@ -50,7 +51,7 @@ def export(run: Path, checkpoint: Checkpoint, output: Path, metrics: dict | None
         if config.tune == "lora" and config.random_base:
             model.peft_config["default"].base_model_name_or_path = "base"
             shutil.copytree(base, temporary / "base")
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, **({"save_embedding_layers": False} if config.tune == "lora" else {}))
         model.config.architectures = ["Cohere2ForSequenceClassification"]
         model.config.save_pretrained(temporary)
         load_tokenizer(base).save_pretrained(temporary)
@@ -85,12 +86,13 @@ def _difference(folder: Path, rows: Dataset, live: Sequence[dict], tolerance: fl
 
 
 def main(argv: list[str]) -> None:
+    quiet_libraries()
     parser = argparse.ArgumentParser(prog="python -m pm.export", description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", help="folder of the run [the newest one]")
     parser.add_argument("--checkpoint", help="its name, or best [the newest one]")
     parser.add_argument("--output", type=Path, help="folder of the export [RUN/export]")
     arguments = parser.parse_args(argv)
-    run = Path(arguments.run) if arguments.run else newest_run()
+    run = Path(arguments.run) if arguments.run else newest_run("checkpoints/latest")
     name = arguments.checkpoint
     if name == "best":
         best = run / "checkpoints" / "best"

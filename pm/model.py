@@ -1,10 +1,12 @@
 """The model: a Cohere 2 backbone, a linear score head on the last token, LoRA. Shapes: B, L, D hidden, C classes."""
 
+import os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, Cohere2Config, Cohere2Model, Cohere2PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -12,8 +14,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from pm.data.comparison import LABELS
 from pm.errors import UserError
 
-SMALL = dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-             intermediate_size=352, sliding_window=256, max_position_embeddings=8192)
+SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "intermediate_size": 352, "sliding_window": 256, "max_position_embeddings": 8192}
+HEAD = "score.weight"
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -77,8 +80,10 @@ def save_small_base(folder: Path, tokenizer, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Cohere2ForSequenceClassification(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    temporary = folder.with_name(f".{folder.name}.writing")
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    os.rename(temporary, folder)
 
 
 def load_tokenizer(name: str):
@@ -100,15 +105,18 @@ def load_model(name: str, dtype: torch.dtype) -> tuple[Cohere2ForSequenceClassif
         raise UserError(f"--model {name} cannot be loaded: {_first_line(error)}") from None
     if not isinstance(config, Cohere2Config):
         raise UserError(f"--model {name} is of type {config.model_type}; a cohere2 model is needed")
+    if "Cohere2ForSequenceClassification" in (config.architectures or ()) and config.num_labels != len(LABELS):
+        raise UserError(f"--model {name} has a head of {config.num_labels} classes; {len(LABELS)} are needed")
     try:
         model, info = Cohere2ForSequenceClassification.from_pretrained(
             name, dtype=dtype, output_loading_info=True, **_label_names())
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {name}: the weights cannot be loaded: {_first_line(error)}") from None
     missing = set(info["missing_keys"])
-    if missing - {"score.weight"}:
-        raise UserError(f"--model {name}: {len(missing)} weights are missing, such as {sorted(missing)[0]}")
-    return model, "score.weight" not in missing
+    if missing - {HEAD}:
+        others = sorted(missing - {HEAD})
+        raise UserError(f"--model {name}: {len(others)} weights are missing, such as {others[0]}")
+    return model, HEAD not in missing
 
 
 def add_lora(model, rank: int, alpha: int, dropout: float, train_embeddings: bool) -> PeftModel:
@@ -121,9 +129,15 @@ def add_lora(model, rank: int, alpha: int, dropout: float, train_embeddings: boo
 
 def check_trainable(model: nn.Module, train_embeddings: bool) -> None:
     """With LoRA exactly the adapters, the head and, where asked for, the embeddings are trained."""
-    wanted = ("lora_", "score.modules_to_save") + (("embed_tokens.modules_to_save",) if train_embeddings else ())
+    wanted = {"lora_A": 0, "lora_B": 0, "score.modules_to_save": 0}
+    wanted |= {"embed_tokens.modules_to_save": 0} if train_embeddings else {}
     for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == any(part in name for part in wanted), name
+        parts = [part for part in wanted if part in name]
+        assert parameter.requires_grad == bool(parts), name
+        assert not ("lora_" in name and "score" in name), name
+        for part in parts:
+            wanted[part] += 1
+    assert all(wanted.values()), wanted
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

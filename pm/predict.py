@@ -43,9 +43,9 @@ def score(model, rows: Dataset, template: Template, token_budget: int, device: t
     for numbers in progress(micro_batches):
         # A micro-batch without rows is run on some row all the same: ZeRO 3 gathers weights at every forward.
         batch = collate([rows[number] for number in numbers or [0]], [BOTH] * max(1, len(numbers)))
-        logits_BC = model(input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)).logits
-        logits_BC = unswap(logits_BC.float(), batch["swapped"].to(device))
-        scored.append((numbers, logits_BC))
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        logits_BC = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        scored.append((numbers, unswap(logits_BC, batch["swapped"])))
     model.train(was_training)
     mine = [(number, pair) for numbers, logits_BC in scored
             for number, pair in zip(numbers, logits_BC.cpu().view(-1, 2, len(LABELS)).tolist(), strict=False)]

@@ -22,9 +22,9 @@ def table(metrics: dict) -> str:
     for name in ("language", "source", "kind"):
         parts = metrics[f"by_{name}"]
         if len(parts) > 1:
-            lines.append([])
+            lines.append([""])
             lines += [_line(f"{name} {value or '-'}", part) for value, part in parts.items()]
-    widths = [max(len(line[column]) for line in lines if line) for column in range(len(lines[0]))]
+    widths = [max(len(line[column]) for line in lines if len(line) > column) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
                   for column, (cell, width) in enumerate(zip(line, widths, strict=False))).rstrip()
@@ -33,8 +33,8 @@ def table(metrics: dict) -> str:
 
 
 LEGEND = (
-    "accuracy: both orders averaged; one order: mean of the two; flips: verdict changes with the order; first: verdicts\n"
-    "for the response that stands first; longer wins: accuracy of that rule alone. Ties count in the log-loss only."
+    "accuracy: both orders averaged; one order: mean of the two; flips: verdict changes with the order; first: share\n"
+    "of verdicts for the response that stands first; longer wins: accuracy of that rule. Ties are in no accuracy."
 )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,14 +20,16 @@ from pm.data.prepare import describe, encode, read, split_rows, training_texts
 from pm.encoding import Encoder
 from pm.errors import UserError
 from pm.model import add_lora, check_trainable, load_model, load_tokenizer, save_small_base
+from pm.plan import epoch_order
 from pm.tokenizer import train_tokenizer
 
+TOKENIZER_ROWS = 20_000  # rows whose texts the small model's tokenizer is trained on
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "datasets", "tokenizers", "sentencepiece")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Both sides of the split as ids (`encoding.ENCODED_FEATURES`) and as text (`comparison.FEATURES`)."""
+    """Both sides of the split as ids (`encoding.ENCODED_FEATURES`); `train_rows` as text (`comparison.FEATURES`)."""
 
     train: Dataset
     test: Dataset
@@ -40,11 +43,17 @@ def open_run(arguments: Arguments) -> Path:
     if arguments.resume:
         return arguments.resume
     run = Path(distributed.from_main(arguments.config.output or f"runs/{datetime.now():%Y%m%d-%H%M%S}"))
-    if (run / "config.json").exists():
+    if (run / "checkpoints").exists():
         raise UserError(f"--output {run} holds a run already; continue it with --resume {run}, or name another")
     distributed.barrier()
     if distributed.is_main():
-        run.mkdir(parents=True, exist_ok=True)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output {run} cannot be made: {error.strerror}") from None
+        # What an attempt that came to no checkpoint left behind.
+        shutil.rmtree(run / "base", ignore_errors=True)
+        (run / "metrics.jsonl").unlink(missing_ok=True)
         _write(run / "ds_config.json", arguments.ds_config)
         _write(run / "environment.json", _environment())
         _write(run / "config.json", dataclasses.asdict(arguments.config))
@@ -66,7 +75,8 @@ def load_data(config: Config, run: Path) -> Data:
     test = read(config.test_data, config.cache_dir, config.max_bad_fraction) if config.test_data else None
     train_rows, test_rows = split_rows(train, test, config.test_fraction)
     if config.random_base and not (run / "base" / "config.json").exists():
-        tokenizer = train_tokenizer(training_texts(train_rows), config.vocab_size)
+        some = epoch_order(len(train_rows), config.seed, 0)[:TOKENIZER_ROWS]
+        tokenizer = train_tokenizer(training_texts(train_rows.select(some)), config.vocab_size)
         save_small_base(run / "base", tokenizer, config.seed)
     encoder = Encoder(load_tokenizer(base_of(config, run)), config.max_length)
     key = f"{train.key} {test.key if test else config.test_fraction}"
@@ -82,21 +92,20 @@ def load_data(config: Config, run: Path) -> Data:
 
 def build_model(config: Config, run: Path, dtype: torch.dtype):
     """The model that is trained, its head new or kept, with the trainable parameters marked."""
-    model, has_head = load_model(base_of(config, run), dtype)
-    model.config.pad_token_id = load_tokenizer(base_of(config, run)).pad_token_id
+    base = base_of(config, run)
+    model, has_head = load_model(base, dtype)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.tune == "lora":
-        if config.lora_rank < 1:
-            raise UserError(f"--lora_rank {config.lora_rank}: must be at least 1")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             model = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.train_embeddings)
         check_trainable(model, config.train_embeddings)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
-    distributed.say(f"model: {base_of(config, run)}, {total:,} parameters, {trained:,} trained ({config.tune}), "
-                    f"{str(dtype).removeprefix('torch.')}, score head {'kept' if has_head and not config.random_base else 'new'}")
+    head = "kept" if has_head and not config.random_base else "new"
+    distributed.say(f"model: {base}, {total:,} parameters, {trained:,} trained ({config.tune}), "
+                    f"{str(dtype).removeprefix('torch.')}, score head {head}")
     return model
 
 

@@ -5,7 +5,8 @@ literal `<BOS_TOKEN>` or `<0x41>` in a text can only be reached through merges, 
 """
 
 import io
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
@@ -25,12 +26,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     Deterministic: the same texts in the same order give the same tokenizer.
     """
     model = io.BytesIO()
-    lines = (line for text in texts for line in text.replace(SPACE, " ").splitlines() if line.strip())
+    lines = [line for text in texts for line in text.replace(SPACE, " ").splitlines() if line.strip()]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines, model_writer=model, model_type="bpe", vocab_size=vocab_size, hard_vocab_limit=False,
-        byte_fallback=True, character_coverage=0.9999, normalization_rule_name="identity", add_dummy_prefix=True,
-        remove_extra_whitespaces=False, split_digits=True, num_threads=1, minloglevel=2, max_sentence_length=1 << 20,
-        pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece=PAD, unk_piece=UNKNOWN, bos_piece=BOS, eos_piece=EOS,
+        sentence_iterator=_without_rare_characters(lines, vocab_size // 3), model_writer=model, model_type="bpe",
+        vocab_size=vocab_size, hard_vocab_limit=False, byte_fallback=True, character_coverage=1.0,
+        normalization_rule_name="identity", add_dummy_prefix=True, remove_extra_whitespaces=False, split_digits=True,
+        num_threads=1, minloglevel=2, max_sentence_length=1 << 20, pad_id=0, unk_id=1, bos_id=2, eos_id=3,
+        pad_piece=PAD, unk_piece=UNKNOWN, bos_piece=BOS, eos_piece=EOS,
         control_symbols=[START_TURN, END_TURN, SYSTEM, USER, CHATBOT],
     )
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
@@ -55,3 +57,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         extra_special_tokens=[START_TURN, END_TURN, SYSTEM, USER, CHATBOT], clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def _without_rare_characters(lines: list[str], kept: int) -> Iterator[str]:
+    """The lines with all but the `kept` commonest characters made spaces: rare ones are left to the bytes."""
+    counts = Counter()
+    for line in lines:
+        counts.update(line)
+    rare = {ord(character): " " for character, count in counts.most_common()[kept:]}
+    rare |= {ord(character): " " for character, count in counts.items() if count < 3}
+    return (line for line in (line.translate(rare) for line in lines) if line.strip())

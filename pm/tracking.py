@@ -1,7 +1,9 @@
 """One dict per event, to stdout, `metrics.jsonl` and, where asked for, wandb."""
 
 import json
+import logging
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +37,9 @@ class StepStatistics:
         margin_N = logits_NOC.float().mean(1).diff(dim=1)[:, 0]
         wanted_N = target_NC.diff(dim=1)[:, 0].sign()
         right = ((margin_N.sign() * wanted_N + 1) / 2)[wanted_N != 0].sum()
-        mask_BL = micro_batch.tensors["attention_mask"]
-        self.sums[:5] += torch.stack([loss_N.sum().double(), right.double(), (wanted_N != 0).sum().double(),
-                                      torch.tensor(float(mask_BL.sum())).to(right), torch.tensor(float(mask_BL.numel())).to(right)]).double()
+        mask_BL = micro_batch.tensors["attention_mask"]  # still on the CPU, so its sums cost no wait
+        for place, value in enumerate((loss_N.sum(), right, (wanted_N != 0).sum(), mask_BL.sum(), mask_BL.numel())):
+            self.sums[place] += value
 
     def reduce(self, rows: int, stop: bool) -> StepValues:
         """`rows` of the step on all ranks; `stop` on any rank is `stop` on all."""
@@ -53,6 +55,18 @@ class StepStatistics:
                for identifier, finite in zip(names, loss_N.isfinite().tolist(), strict=True) if not finite]
         bad, ids = gather_lists(bad), gather_lists(ids)
         return ", ".join(bad or ids)
+
+
+def quiet_libraries() -> None:
+    """Takes away other libraries' progress bars where there is no terminal, and warnings that ask nothing of a user."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 class Tracker:

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,10 +61,15 @@ def split_rows(train: Rows, test: Rows | None, test_fraction: float) -> tuple[Da
 
 def check_overlap(train_rows: Dataset, test_rows: Dataset) -> None:
     """Raises `UserError` naming test rows that are in the training split, by id, group or prompt."""
-    columns = ["id", "group", "prompt_key"]
-    found = overlap(train_rows.select_columns(columns), test_rows.select_columns(columns))
+    found = overlap(*(_keys(rows) for rows in (train_rows, test_rows)))
     if found:
         raise UserError(f"the test rows overlap with the training split: {found}")
+
+
+def _keys(rows: Dataset) -> Iterator[dict]:
+    columns = ("id", "group", "prompt_key")
+    for values in zip(*(rows[column][:] for column in columns), strict=True):
+        yield dict(zip(columns, values, strict=True))
 
 
 def encode(rows: Dataset, rows_key: str, encoder: Encoder, cache_dir: str) -> Dataset:

@@ -107,8 +107,7 @@ def _existing(spec: str) -> Path:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict | BadRow]]:
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with opened as file:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")

@@ -1,6 +1,6 @@
 """Train and test, by group, by a stable hash."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pm.data.comparison import text_hash
 from pm.errors import UserError
@@ -27,7 +27,7 @@ def split(groups: Sequence[str], prompt_keys: Sequence[str], test_fraction: floa
             [row for row, name in enumerate(joined) if name in test])
 
 
-def overlap(train: Sequence[dict], test: Sequence[dict], shown: int = 3) -> str | None:
+def overlap(train: Iterable[dict], test: Iterable[dict], shown: int = 3) -> str | None:
     """Names rows of `test` whose id, group or prompt is in `train` too; None where there are none.
 
     Rows need the keys `id`, `group` and `prompt_key`.
@@ -37,8 +37,9 @@ def overlap(train: Sequence[dict], test: Sequence[dict], shown: int = 3) -> str 
         for column in ("id", "group", "prompt_key"):
             seen.setdefault((column, row[column]), row["id"])
     found = []
-    count = 0
+    total = count = 0
     for row in test:
+        total += 1
         for column in ("prompt_key", "group", "id"):
             other = seen.get((column, row[column]))
             if other is not None:
@@ -47,7 +48,7 @@ def overlap(train: Sequence[dict], test: Sequence[dict], shown: int = 3) -> str 
                     name = {"prompt_key": "prompt", "group": "group", "id": "id"}[column]
                     found.append(f"{row['id']} (test) and {other} (train) share their {name}")
                 break
-    return f"{count} of {len(test)} test rows: {'; '.join(found)}" if count else None
+    return f"{count} of {total} test rows: {'; '.join(found)}" if count else None
 
 
 def _join(groups: Sequence[str], prompt_keys: Sequence[str]) -> list[str]:

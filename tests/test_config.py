@@ -1,0 +1,381 @@
+"""Flags and ds_config.json: what is taken, and what is refused with which words."""
+
+import copy
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pm.config import Config, load_config, newest_run, parse, read_ds_config
+from pm.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+DS = {
+    "train_batch_size": 8,
+    "managed_gradient_accumulation": False,
+    "gradient_clipping": 1.0,
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
+    "zero_optimization": {"stage": 1},
+}
+
+
+def write_ds(folder: Path, ds_config=DS) -> Path:
+    path = folder / "ds.json"
+    path.write_text(json.dumps(ds_config))
+    return path
+
+
+def read_flags(folder: Path, *flags: str) -> Config:
+    return parse([*flags, "--deepspeed_config", str(write_ds(folder))]).config
+
+
+def refusal(call, *arguments) -> str:
+    """What a `UserError` says, on one line."""
+    with pytest.raises(UserError) as error:
+        call(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def changed(**changes) -> dict:
+    """DS with other values; `a__b` is key b inside a; None takes the key out."""
+    ds_config = copy.deepcopy(DS)
+    for keys, value in changes.items():
+        *outer, last = keys.split("__")
+        place = ds_config
+        for key in outer:
+            place = place.setdefault(key, {})
+        place.pop(last, None) if value is None else place.update({last: value})
+    return ds_config
+
+
+# ds_config.json
+
+
+def test_shipped_ds_configs_pass():
+    for path in [ROOT / "ds_config.json", *sorted((ROOT / "pm" / "ds_configs").glob("*.json"))]:
+        assert read_ds_config(path)["train_batch_size"] >= 1, path
+
+
+def test_a_good_ds_config_is_returned_as_it_is(tmp_path):
+    assert read_ds_config(write_ds(tmp_path)) == DS
+
+
+@pytest.mark.parametrize("changes", [
+    {"bf16": {"enabled": True}},
+    {"bf16": {"enabled": False}, "zero_optimization__stage": 0},
+    {"zero_optimization": None},
+    {"zero_optimization__stage": 2},
+    {"zero_optimization__stage": 3},
+    {"optimizer__type": "Adam"},
+    {"train_batch_size": 1},
+    {"steps_per_print": 10},
+])
+def test_allowed_ds_configs(tmp_path, changes):
+    assert read_ds_config(write_ds(tmp_path, changed(**changes))) == changed(**changes)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"gradient_clipping": "auto"}, 'gradient_clipping is "auto"; give its value'),
+    ({"optimizer__params__lr": "auto"}, 'optimizer.params.lr is "auto"; give its value'),
+    ({"zero_optimization__inner__deep": "auto"}, 'zero_optimization.inner.deep is "auto"; give its value'),
+    ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu contradicts train_batch_size, which alone "
+                                            "says what a step is; take it out (--tokens_per_micro_batch sets"),
+    ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps contradicts train_batch_size"),
+    ({"scheduler": {"type": "WarmupLR"}}, "scheduler is set by --warmup and --min_lr; take it out"),
+    ({"fp16": {"enabled": True}}, "fp16 is not supported; use bf16"),
+    ({"gradient_cliping": 1.0}, "gradient_cliping is not a known key; gradient_clipping is"),
+    ({"zzz": 1}, "zzz is not a known key"),
+    ({"train_batch_size": None}, "train_batch_size must be a whole number of pairs, at least 1, not None"),
+    ({"train_batch_size": 0}, "train_batch_size must be a whole number of pairs, at least 1, not 0"),
+    ({"train_batch_size": 8.0}, "train_batch_size must be a whole number of pairs, at least 1, not 8.0"),
+    ({"train_batch_size": True}, "train_batch_size must be a whole number of pairs, at least 1, not True"),
+    ({"train_batch_size": "8"}, "train_batch_size must be a whole number of pairs, at least 1, not '8'"),
+    ({"managed_gradient_accumulation": None}, "managed_gradient_accumulation must be false"),
+    ({"managed_gradient_accumulation": True}, "managed_gradient_accumulation must be false"),
+    ({"optimizer": None}, "optimizer.type must be Adam or AdamW, not None"),
+    ({"optimizer": "AdamW"}, "optimizer must be an object, not 'AdamW'"),
+    ({"optimizer__type": "Lion"}, "optimizer.type must be Adam or AdamW, not 'Lion'"),
+    ({"optimizer__params": [1]}, "optimizer.params must be an object, not [1]"),
+    ({"optimizer__params__lr": float("nan")}, "optimizer.params.lr must be a number above 0, not nan"),
+    ({"optimizer__params__betas": ["auto", 0.9]}, 'optimizer.params.betas.0 is "auto"; give its value'),
+    ({"optimizer__params__weight_decay": "x"}, "optimizer.params.weight_decay must be a number, not 'x'"),
+    ({"gradient_clipping": -1}, "gradient_clipping must be a number, at least 0, not -1"),
+    ({"bf16": True}, "bf16 must be an object, not True"),
+    ({"optimizer__params": None}, "optimizer.params.lr must be a number above 0, not None"),
+    ({"optimizer__params__lr": None}, "optimizer.params.lr must be a number above 0, not None"),
+    ({"optimizer__params__lr": 0}, "optimizer.params.lr must be a number above 0, not 0"),
+    ({"optimizer__params__lr": "1e-3"}, "optimizer.params.lr must be a number above 0, not '1e-3'"),
+    ({"optimizer__params__lr": True}, "optimizer.params.lr must be a number above 0, not True"),
+    ({"optimizer__params__torch_adam": None}, "optimizer.params.torch_adam must be true"),
+    ({"optimizer__params__torch_adam": False}, "optimizer.params.torch_adam must be true"),
+    ({"zero_optimization__stage": 4}, "zero_optimization.stage must be 0, 1, 2 or 3, not 4"),
+    ({"zero_optimization__stage": "1"}, "zero_optimization.stage must be 0, 1, 2 or 3, not '1'"),
+    ({"zero_optimization": 1}, "zero_optimization must be an object, not 1"),
+    ({"zero_optimization__offload_optimizer": {}}, "zero_optimization.offload_optimizer is not supported"),
+    ({"zero_optimization__offload_param": {}}, "zero_optimization.offload_param is not supported"),
+    ({"bf16": {"enabled": True}, "zero_optimization__stage": 0}, "bf16 needs zero_optimization.stage 1 or more"),
+    ({"bf16": {"enabled": True}, "zero_optimization": None}, "bf16 needs zero_optimization.stage 1 or more"),
+])
+def test_refused_ds_configs(tmp_path, changes, words):
+    path = write_ds(tmp_path, changed(**changes))
+    assert refusal(read_ds_config, path).startswith(f"{path}: {words}")
+
+
+def test_missing_ds_config_is_named(tmp_path):
+    path = tmp_path / "none.json"
+    assert refusal(parse, ["--deepspeed_config", str(path)]) == f"--deepspeed_config {path}: No such file or directory"
+
+
+def test_folder_as_ds_config_is_named(tmp_path):
+    assert refusal(read_ds_config, tmp_path) == f"--deepspeed_config {tmp_path}: Is a directory"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{'a': 1}", b"\xff\xfe"])
+def test_ds_config_that_is_not_json_is_named(tmp_path, content):
+    path = tmp_path / "ds.json"
+    path.write_bytes(content)
+    assert refusal(read_ds_config, path).startswith(f"--deepspeed_config {path} is not JSON: ")
+
+
+def test_ds_config_that_is_no_object_is_named(tmp_path):
+    path = write_ds(tmp_path, [])
+    assert refusal(read_ds_config, path) == f"{path}: must hold an object"
+
+
+# Flags
+
+
+def test_nothing_given_is_enough(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = parse([])
+    assert arguments.ds_config == json.loads((ROOT / "ds_config.json").read_text())
+    assert arguments.resume is None
+    config = arguments.config
+    assert (config.data, config.model, config.tune) == (["sample"], "small-random", "lora")
+
+
+def test_defaults_that_depend_on_the_model(tmp_path):
+    small, large = read_flags(tmp_path), read_flags(tmp_path, "--model", "some/model")
+    assert (small.train_embeddings, small.gradient_checkpointing) == (True, False)
+    assert (large.train_embeddings, large.gradient_checkpointing) == (False, True)
+    assert read_flags(tmp_path, "--tune", "full").train_embeddings is False
+    assert read_flags(tmp_path, "--no-train_embeddings").train_embeddings is False
+    assert read_flags(tmp_path, "--model", "some/model", "--train_embeddings").train_embeddings is True
+
+
+def test_default_test_fraction_depends_on_the_data(tmp_path):
+    assert read_flags(tmp_path).test_fraction == 0.25
+    assert read_flags(tmp_path, "--data", "a.jsonl").test_fraction == 0.05
+    assert read_flags(tmp_path, "--data", "a.jsonl", "--test_data", "b.jsonl").test_fraction == 0.0
+    assert read_flags(tmp_path, "--test_fraction", "0.5").test_fraction == 0.5
+
+
+def test_given_values_arrive_in_their_type(tmp_path):
+    config = read_flags(tmp_path, "--data", "a.jsonl", "b.csv", "--lora_rank", "4", "--epochs", "2", "--max_steps", "7",
+                        "--orders", "random", "--wandb", "--output", "runs/x")
+    assert config.data == ["a.jsonl", "b.csv"]
+    assert (config.lora_rank, config.epochs, config.max_steps) == (4, 2.0, 7)
+    assert (config.orders, config.wandb, config.output) == ("random", True, "runs/x")
+    assert type(config.epochs) is float
+
+
+@pytest.mark.parametrize("local_rank", [["--local_rank=1"], ["--local_rank", "1"]])
+def test_local_rank_of_the_launcher_is_accepted(tmp_path, local_rank):
+    assert read_flags(tmp_path, *local_rank) == read_flags(tmp_path)
+
+
+def test_help_names_each_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert [item.name for item in dataclasses.fields(Config) if f"--{item.name}" not in text] == []
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--nonesuch", "3"], "unrecognized arguments: --nonesuch 3"),
+    (["word"], "unrecognized arguments: word"),
+    (["--lora_ran", "3"], "unrecognized arguments: --lora_ran 3"),
+    (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+    (["--train_batch_size", "8"], "unrecognized arguments: --train_batch_size 8"),
+    (["--lora_rank", "many"], "argument --lora_rank: invalid int value: 'many'"),
+    (["--lora_rank", "1.5"], "argument --lora_rank: invalid int value: '1.5'"),
+    (["--epochs", "all"], "argument --epochs: invalid float value: 'all'"),
+    (["--lora_rank"], "argument --lora_rank: expected one argument"),
+    (["--data"], "argument --data: expected at least one argument"),
+    (["--tune", "some"], "argument --tune: invalid choice: 'some'"),
+    (["--orders", "ab"], "argument --orders: invalid choice: 'ab'"),
+    (["--best_metric", "loss"], "argument --best_metric: invalid choice: 'loss'"),
+    (["--wandb=yes"], "argument --wandb/--no-wandb: ignored explicit argument 'yes'"),
+])
+def test_refused_flags(tmp_path, flags, words):
+    assert refusal(read_flags, tmp_path, *flags).startswith(words)
+
+
+@pytest.mark.parametrize(("name", "value", "rule"), [
+    ("test_fraction", -0.1, "at least 0 and below 1"),
+    ("test_fraction", 1.0, "at least 0 and below 1"),
+    ("max_bad_fraction", 1.5, "between 0 and 1"),
+    ("vocab_size", 399, "at least 400: 256 bytes, the control tokens and some letters"),
+    ("lora_rank", 0, "at least 1"),
+    ("lora_dropout", 1.0, "at least 0 and below 1"),
+    ("order_weight", -0.5, "between 0 and 1"),
+    ("order_weight", 1.5, "between 0 and 1"),
+    ("epochs", 0.0, "above 0"),
+    ("epochs", float("nan"), "above 0"),
+    ("max_steps", 0, "at least 1"),
+    ("warmup", 1.1, "between 0 and 1"),
+    ("warmup", float("nan"), "between 0 and 1"),
+    ("min_lr", -0.1, "between 0 and 1"),
+    ("tokens_per_micro_batch", 0, "at least 1"),
+    ("eval_every", -1, "at least 0"),
+    ("keep", 0, "at least 1"),
+    ("log_every", 0, "at least 1"),
+])
+def test_values_out_of_range_are_named(tmp_path, name, value, rule):
+    assert refusal(read_flags, tmp_path, f"--{name}={value}") == f"--{name} {value}: must be {rule}"
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("test_fraction", 0.0), ("max_bad_fraction", 1.0), ("vocab_size", 400), ("lora_rank", 1), ("lora_dropout", 0.0),
+    ("order_weight", 0.0), ("order_weight", 1.0), ("max_steps", 1), ("warmup", 0.0), ("warmup", 1.0), ("min_lr", 0.0),
+    ("tokens_per_micro_batch", 1), ("eval_every", 0), ("keep", 1), ("log_every", 1),
+])
+def test_values_at_the_edge_are_taken(tmp_path, name, value):
+    assert getattr(read_flags(tmp_path, f"--{name}={value}"), name) == value
+
+
+def test_test_data_and_test_fraction_exclude_each_other(tmp_path):
+    assert refusal(read_flags, tmp_path, "--test_data", "b.jsonl", "--test_fraction", "0.1") == (
+        "--test_data and --test_fraction 0.1 say two things; give one")
+
+
+def test_train_embeddings_and_tune_full_exclude_each_other(tmp_path):
+    assert refusal(read_flags, tmp_path, "--tune", "full", "--train_embeddings") == (
+        "--train_embeddings: --tune full trains them anyway")
+
+
+# Resume
+
+
+def saved_run(folder: Path, *flags: str) -> Path:
+    """A run's folder as far as its settings go."""
+    run = folder / "run"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps(dataclasses.asdict(read_flags(folder, *flags))))
+    (run / "ds_config.json").write_text(json.dumps(DS))
+    return run
+
+
+def test_resumed_run_has_its_own_settings(tmp_path):
+    run = saved_run(tmp_path, "--lora_rank", "4", "--data", "a.jsonl", "--max_steps", "9", "--keep", "5")
+    arguments = parse(["--resume", str(run), "--deepspeed_config", str(write_ds(tmp_path))])
+    assert arguments.resume == run
+    assert arguments.config == load_config(run)
+    assert (arguments.config.lora_rank, arguments.config.keep, arguments.config.test_fraction) == (4, 5, 0.05)
+
+
+def test_resumed_run_may_be_given_its_own_settings_again(tmp_path):
+    run = saved_run(tmp_path, "--lora_rank", "4", "--data", "a.jsonl")
+    assert read_flags(tmp_path, "--resume", str(run), "--lora_rank", "4", "--data", "a.jsonl") == load_config(run)
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--lora_rank", "8"], "--lora_rank 8: the run has 4"),
+    (["--seed", "1"], "--seed 1: the run has 0"),
+    (["--data", "b.jsonl"], "--data ['b.jsonl']: the run has ['a.jsonl']"),
+    (["--max_steps", "5"], "--max_steps 5: the run has None"),
+])
+def test_resumed_run_refuses_what_would_change_the_result(tmp_path, flags, words):
+    run = saved_run(tmp_path, "--lora_rank", "4", "--data", "a.jsonl")
+    assert refusal(read_flags, tmp_path, "--resume", str(run), *flags) == f"--resume {run} with {words}"
+
+
+def test_resumed_run_takes_what_does_not_change_the_result(tmp_path):
+    run = saved_run(tmp_path, "--lora_rank", "4")
+    config = read_flags(tmp_path, "--resume", str(run), "--keep", "7", "--tokens_per_micro_batch", "512", "--log_every",
+                        "1", "--gradient_checkpointing", "--wandb", "--cache_dir", "elsewhere")
+    assert config == dataclasses.replace(load_config(run), keep=7, tokens_per_micro_batch=512, log_every=1,
+                                         gradient_checkpointing=True, wandb=True, cache_dir="elsewhere")
+
+
+def test_resumed_run_checks_changed_values(tmp_path):
+    run = saved_run(tmp_path)
+    assert refusal(read_flags, tmp_path, "--resume", str(run), "--keep", "0") == "--keep 0: must be at least 1"
+
+
+@pytest.mark.parametrize(("key", "changes"), [
+    ("train_batch_size", {"train_batch_size": 16}),
+    ("optimizer", {"optimizer__params__lr": 2e-3}),
+    ("gradient_clipping", {"gradient_clipping": 0.5}),
+    ("bf16", {"bf16": {"enabled": True}}),
+])
+def test_resumed_run_refuses_another_ds_config(tmp_path, key, changes):
+    run = saved_run(tmp_path)
+    path = write_ds(tmp_path, changed(**changes))
+    message = refusal(parse, ["--resume", str(run), "--deepspeed_config", str(path)])
+    assert message == (f"--resume {run}: {key} is {changed(**changes)[key]} in the ds_config, but {DS.get(key)} "
+                       "in the run's")
+
+
+def test_resumed_run_may_have_another_zero_stage(tmp_path):
+    run = saved_run(tmp_path)
+    path = write_ds(tmp_path, changed(zero_optimization__stage=3))
+    assert parse(["--resume", str(run), "--deepspeed_config", str(path)]).ds_config["zero_optimization"] == {"stage": 3}
+
+
+def test_resume_without_a_name_takes_the_newest_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    old, new = (saved_run(tmp_path / "runs" / name).rename(tmp_path / "runs" / f"{name}-run") for name in "ba")
+    (tmp_path / "runs" / "zzz").mkdir()  # not a run
+    os.utime(old / "config.json", (1, 1))
+    assert newest_run("config.json") == new.relative_to(tmp_path)
+    for run in (old, new):
+        (run / "checkpoints").mkdir()
+        (run / "checkpoints" / "latest").touch()
+    assert parse(["--deepspeed_config", str(write_ds(tmp_path)), "--resume"]).resume == new.relative_to(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["elsewhere", "runs", "runs/without-config"])
+def test_no_run_to_resume_is_said(tmp_path, folder):
+    root = tmp_path / "runs"
+    (tmp_path / folder).mkdir(parents=True)
+    message = refusal(newest_run, "export", root)
+    assert message == f"there is no run with export in {root}/; train one first, or name one"
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "null", '{"nonesuch": 1}'])
+def test_resume_of_what_is_no_run_is_named(tmp_path, content):
+    run = tmp_path / "run"
+    run.mkdir()
+    if content is not None:
+        (run / "config.json").write_text(content)
+    message = refusal(read_flags, tmp_path, "--resume", str(run))
+    assert message.startswith(f"{run} is not a run: config.json cannot be read: ")
+
+
+def test_a_flag_given_its_default_is_still_a_flag_on_resume(tmp_path):
+    run = saved_run(tmp_path, "--lora_rank", "8", "--keep", "5", "--wandb")
+    message = refusal(read_flags, tmp_path, "--resume", str(run), "--lora_rank", "16")
+    assert message == f"--resume {run} with --lora_rank 16: the run has 8"
+    config = read_flags(tmp_path, "--resume", str(run), "--keep", "2", "--no-wandb")
+    assert (config.lora_rank, config.keep, config.wandb) == (8, 2, False)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]"])
+def test_a_run_whose_ds_config_is_damaged_cannot_be_resumed(tmp_path, content):
+    run = saved_run(tmp_path)
+    (run / "ds_config.json").unlink()
+    if content is not None:
+        (run / "ds_config.json").write_text(content)
+    assert str(run / "ds_config.json") in refusal(read_flags, tmp_path, "--resume", str(run))
+
+
+def test_a_run_whose_settings_have_a_wrong_type_cannot_be_resumed(tmp_path):
+    run = saved_run(tmp_path)
+    settings = json.loads((run / "config.json").read_text()) | {"keep": "five"}
+    (run / "config.json").write_text(json.dumps(settings))
+    assert refusal(read_flags, tmp_path, "--resume", str(run)).startswith(f"{run} is not a run")

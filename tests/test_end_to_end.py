@@ -1,0 +1,256 @@
+"""Whole training runs as a user starts them: each is a process of its own (or two ranks of one launcher)."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, Cohere2Config, Cohere2ForCausalLM
+
+from pm.data import sample
+from pm.tokenizer import train_tokenizer
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+COMMON = ("--vocab_size", "600", "--log_every", "1", "--epochs", "100")
+
+# The small model from seed 0 on the rows below, 4 steps of 16 pairs: loss of each step, in nats.
+GOLDEN_LOSSES = [0.693147, 0.691406, 0.695583, 0.685839]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with data, DeepSpeed settings and a cache that the runs below share."""
+    folder = tmp_path_factory.mktemp("end_to_end")
+    written = sample.written()
+    with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
+        for language in ("en", "fr", "ar", "zh"):
+            for row in written[language]:
+                file.write(json.dumps(row | {"id": f"{language}/{row['group']}", "language": language}) + "\n")
+    for stage in range(4):
+        settings = json.loads((ROOT / "ds_config.json").read_text())
+        settings |= {"train_batch_size": 16, "zero_optimization": {"stage": stage}}
+        (folder / f"stage{stage}.json").write_text(json.dumps(settings))
+    settings |= {"bf16": {"enabled": True}}
+    (folder / "bf16.json").write_text(json.dumps(settings))
+    return folder
+
+
+def start(workplace: Path, name: str, *flags: str, ranks: int = 1, settings: str = "stage1", resume: bool = False):
+    launcher = [sys.executable] if ranks == 1 else [
+        str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", "29411"]
+    command = [*launcher, "train.py", "--deepspeed_config", str(workplace / f"{settings}.json")]
+    if resume:
+        command += ["--resume", str(workplace / name)]
+    else:
+        data = () if "--data" in flags else ("--data", str(workplace / "pairs.jsonl"))
+        command += ["--output", str(workplace / name), "--cache_dir", str(workplace / "cache"), *data, *COMMON]
+    log = (workplace / f"{name}.log").open("a")
+    return subprocess.Popen([*command, *flags], cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT,
+                            start_new_session=True)
+
+
+def train(workplace: Path, name: str, *flags: str, expect: int = 0, **options) -> str:
+    """Runs to its end and returns what it printed."""
+    code = start(workplace, name, *flags, **options).wait(timeout=300)
+    printed = (workplace / f"{name}.log").read_text()
+    assert code == expect, printed[-3000:]
+    return printed
+
+
+def lines(workplace: Path, name: str, phase: str) -> list[dict]:
+    rows = [json.loads(line) for line in (workplace / name / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["phase"] == phase]
+
+
+def losses(workplace: Path, name: str) -> list[float]:
+    return [row["loss"] for row in lines(workplace, name, "train")]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def newest_state(workplace: Path, name: str) -> Path:
+    checkpoints = workplace / name / "checkpoints"
+    return checkpoints / (checkpoints / "latest").read_text().strip() / "state.safetensors"
+
+
+@pytest.fixture(scope="module")
+def reference(workplace):
+    """Four steps on one rank, ZeRO 1."""
+    train(workplace, "reference", "--max_steps", "4")
+    return workplace
+
+
+def test_losses_are_the_golden_ones(reference):
+    assert losses(reference, "reference") == pytest.approx(GOLDEN_LOSSES, abs=2e-4)
+
+
+@pytest.mark.parametrize(("name", "settings", "ranks", "budget"), [
+    ("budget", "stage1", 1, "500"), ("zero0", "stage0", 1, "8192"), ("zero0_ranks2", "stage0", 2, "1000"),
+    ("zero2_ranks2", "stage2", 2, "700"), ("zero3_ranks2", "stage3", 2, "2000"),
+])
+def test_ranks_budgets_and_zero_stages_change_no_step(reference, name, settings, ranks, budget):
+    train(reference, name, "--max_steps", "4", "--tokens_per_micro_batch", budget, settings=settings, ranks=ranks)
+    assert losses(reference, name) == pytest.approx(losses(reference, "reference"), abs=1e-5)
+    norms = [[row["gradient_norm"] for row in lines(reference, run, "train")] for run in (name, "reference")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    one, other = load_file(newest_state(reference, name)), load_file(newest_state(reference, "reference"))
+    assert one.keys() == other.keys()
+    for key in (key for key in one if key.startswith("exp_avg/")):
+        assert torch.allclose(one[key], other[key], atol=1e-5), key
+
+
+def test_eval_py_gives_the_numbers_of_the_training_run(reference):
+    result = subprocess.run([sys.executable, "eval.py", "--model", str(reference / "reference")], cwd=ROOT, text=True,
+                            env=ENVIRONMENT, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    logged = lines(reference, "reference", "eval")[-1]
+    evaluated = json.loads((reference / "reference/evaluation/metrics.json").read_text())["overall"]
+    for name in ("n", "accuracy", "accuracy_single_order", "flip_rate", "prefers_first", "longer_wins"):
+        assert logged[name] == evaluated[name], name
+    assert logged["log_loss"] == pytest.approx(evaluated["log_loss"], abs=1e-6)
+    predictions = (reference / "reference/evaluation/predictions.jsonl").read_text().splitlines()
+    assert len(predictions) == evaluated["n"] == len({json.loads(line)["id"] for line in predictions})
+
+
+def test_eval_py_refuses_rows_that_were_trained_on(reference):
+    command = [sys.executable, "eval.py", "--model", str(reference / "reference"), "--cache_dir",
+               str(reference / "cache"), "--data", str(reference / "pairs.jsonl")]
+    result = subprocess.run(command, cwd=ROOT, text=True, env=ENVIRONMENT, capture_output=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1].startswith("error: the test rows overlap with the training split")
+    assert "Traceback" not in result.stderr
+
+
+def test_the_export_holds_tokenizer_template_and_labels(reference):
+    export = reference / "reference" / "export"
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    assert tokenizer.decode(tokenizer("Zürich ☃ 東京", add_special_tokens=False).input_ids) == "Zürich ☃ 東京"
+    assert json.loads((export / "config.json").read_text())["id2label"] == {"0": "a", "1": "b"}
+    assert json.loads((export / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
+
+
+@pytest.mark.parametrize(("name", "settings", "ranks", "sent"), [
+    ("killed", "stage1", 1, signal.SIGKILL), ("terminated", "stage0", 1, signal.SIGTERM),
+    ("killed_ranks2", "stage2", 2, signal.SIGKILL), ("killed_zero3", "stage3", 2, signal.SIGKILL),
+])
+def test_a_resumed_run_ends_in_the_same_bytes(workplace, name, settings, ranks, sent):
+    flags = ("--max_steps", "8", "--eval_every", "2", "--keep", "9", "--lora_dropout", "0.1", "--orders", "random")
+    options = {"settings": settings, "ranks": ranks}
+    train(workplace, f"{name}_whole", *flags, **options)
+    process = start(workplace, name, *flags, **options)
+    metrics = workplace / name / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"step": 3' in metrics.read_text()):
+        time.sleep(0.02)
+    os.killpg(process.pid, sent)
+    code = process.wait(timeout=120)
+    assert code == (0 if sent == signal.SIGTERM else -signal.SIGKILL)
+    assert not (workplace / name / "export").exists()
+    printed = train(workplace, name, resume=True, **options)
+    assert "resumed from" in printed
+    assert digest(newest_state(workplace, name)) == digest(newest_state(workplace, f"{name}_whole"))
+    adapters = [digest(workplace / run / "export/adapter_model.safetensors") for run in (name, f"{name}_whole")]
+    assert adapters[0] == adapters[1]
+    assert losses(workplace, name) == losses(workplace, f"{name}_whole")
+    steps = [row["step"] for row in lines(workplace, name, "train")]
+    assert steps == list(range(1, 9))
+
+
+def test_a_checkpoint_moves_between_ranks_and_zero_stages(reference):
+    flags = ("--max_steps", "4", "--eval_every", "2", "--keep", "9")
+    train(reference, "moved", *flags)
+    for path in (reference / "moved/checkpoints").glob("step_000004*"):
+        (path / "state.safetensors").write_bytes(b"broken")
+    printed = train(reference, "moved", resume=True, settings="stage3", ranks=2)
+    assert "skipping checkpoint" in printed and "resumed from" in printed
+    assert losses(reference, "moved") == pytest.approx(losses(reference, "reference"), abs=1e-5)
+    one, other = load_file(newest_state(reference, "moved")), load_file(newest_state(reference, "reference"))
+    for key in (key for key in one if key.startswith("exp_avg")):
+        assert torch.allclose(one[key], other[key], atol=1e-5), key
+
+
+@pytest.fixture(scope="module")
+def causal_model(workplace):
+    """A saved causal language model, as a hub would give it, whose weights are not finite for the token `☃`."""
+    folder = workplace / "causal"
+    tokenizer = train_tokenizer([row["chosen"] + " ☃" * 9 for row in sample.written()["en"]], 600)
+    torch.manual_seed(0)
+    config = Cohere2Config(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, sliding_window=64, max_position_embeddings=4096, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    Cohere2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    for index in {tokenizer.convert_tokens_to_ids(piece) for piece in ("☃", " ☃")} - {tokenizer.unk_token_id}:
+        weights["model.embed_tokens.weight"][index] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_pairs(path: Path, poisoned: set[int]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(40):
+            file.write(json.dumps({"id": f"row{number}", "prompt": f"Say {number}",
+                                   "chosen": "Yes ☃" if number in poisoned else "Yes", "rejected": "No"}) + "\n")
+
+
+@pytest.mark.parametrize(("settings", "ranks"), [("stage0", 1), ("stage2", 1), ("bf16", 2)])
+def test_a_step_that_is_not_finite_is_skipped_and_its_row_named(workplace, causal_model, settings, ranks):
+    name = f"not_finite_{settings}"
+    write_pairs(workplace / "poisoned.jsonl", {7})
+    printed = train(workplace, name, "--data", str(workplace / "poisoned.jsonl"), "--model", str(causal_model),
+                    "--test_fraction", "0", "--max_steps", "5", settings=settings, ranks=ranks)
+    skipped = [line for line in printed.splitlines() if "step skipped" in line]
+    assert skipped and all(line.endswith("rows: row7") for line in skipped)
+    state = load_file(newest_state(workplace, name))
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_three_steps_in_a_row_that_are_not_finite_stop_the_run(workplace, causal_model):
+    write_pairs(workplace / "all_poisoned.jsonl", set(range(40)))
+    printed = train(workplace, "all_not_finite", "--data", str(workplace / "all_poisoned.jsonl"), "--model",
+                    str(causal_model), "--test_fraction", "0", "--max_steps", "9", expect=2, settings="stage0")
+    assert printed.strip().splitlines()[-1].startswith("error: three steps in a row were not finite")
+
+
+def test_a_causal_model_is_trained_in_bf16_under_zero_3(workplace, causal_model):
+    printed = train(workplace, "real", "--model", str(causal_model), "--max_steps", "3", settings="bf16", ranks=2)
+    assert "bfloat16, score head new" in printed
+    config = json.loads((workplace / "real/config.json").read_text())
+    assert config["gradient_checkpointing"] and not config["train_embeddings"]
+    adapter = load_file(workplace / "real/export/adapter_model.safetensors")
+    assert not any("embed" in name for name in adapter)
+    assert sum("score" in name for name in adapter) == 1
+    assert sum("lora_" in name for name in adapter) == 4 * 7 * 2
+
+
+def test_all_weights_are_trained_and_exported_whole_and_the_head_is_kept_from_there(workplace):
+    train(workplace, "full", "--tune", "full", "--max_steps", "3")
+    export = workplace / "full/export"
+    assert (export / "model.safetensors").exists() and not (export / "adapter_config.json").exists()
+    printed = train(workplace, "from_full", "--model", str(export), "--max_steps", "2", "--no-gradient_checkpointing")
+    assert "score head kept" in printed
+    assert losses(workplace, "from_full")[0] != pytest.approx(0.693147, abs=1e-6)
+
+
+def test_wandb_offline_is_one_run_over_resumes(workplace):
+    ENVIRONMENT["WANDB_MODE"] = "offline"
+    flags = ("--max_steps", "4", "--eval_every", "2", "--keep", "9", "--wandb")
+    train(workplace, "tracked", *flags)
+    for path in (workplace / "tracked/checkpoints").glob("step_000004*"):
+        (path / "manifest.json").unlink()
+    train(workplace, "tracked", resume=True)
+    identifiers = {path.name.rsplit("-", 1)[1] for path in (workplace / "tracked/wandb").glob("offline-run-*")}
+    assert identifiers == {(workplace / "tracked/wandb_id").read_text()}

@@ -1,0 +1,75 @@
+"""Imports run downwards: read from the source with `ast`, nothing is executed."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
+           for path in [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "pm").rglob("*.py"))]}
+FILES = {name.removesuffix(".__init__"): path for name, path in SOURCES.items()}
+
+
+def imported_by(name: str) -> set[str]:
+    """All that a file imports, at the top or inside functions: our modules by their name, the rest by its first part.
+
+    `from pm.x import y` is pm.x.y where that is a module, else pm.x.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively"
+            found |= {full if (full := f"{node.module}.{alias.name}") in FILES else node.module for alias in node.names}
+    return {module if module in FILES else module.split(".")[0] for module in found}
+
+
+def ours(name: str) -> set[str]:
+    return imported_by(name) & FILES.keys()
+
+
+def test_the_walk_sees_known_imports():
+    assert {"train", "eval", "pm", "pm.engine", "pm.data.sources"} <= FILES.keys()
+    assert {"pm.checkpoint", "pm.config", "deepspeed"} <= imported_by("train")
+    assert "datasets" in imported_by("pm.data.sources")  # inside a function
+    assert ours("pm.data.split") == {"pm.data.comparison", "pm.errors"}
+
+
+@pytest.mark.parametrize("name", ["pm.plan", "pm.loss", "pm.schedule", "pm.metrics"])
+def test_pure_modules_import_no_other_module_of_ours_except_errors(name):
+    assert ours(name) <= {"pm.errors"}
+
+
+@pytest.mark.parametrize("name", ["pm.errors", "pm.data.comparison"])
+def test_leaves_import_no_other_module_of_ours(name):
+    assert ours(name) == set()
+
+
+def test_only_train_and_engine_import_deepspeed():
+    assert {name for name in FILES if "deepspeed" in imported_by(name)} == {"train", "pm.engine"}
+
+
+def test_nothing_imports_the_scripts():
+    assert {name: scripts for name in FILES if (scripts := imported_by(name) & {"train", "eval"})} == {}
+
+
+def test_only_train_imports_the_engine():
+    """Scoring and export then work without deepspeed."""
+    assert {name for name in FILES if "pm.engine" in ours(name)} == {"train"}
+
+
+def test_imports_have_no_cycle():
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name):], name])
+        if name not in done:
+            for imported in sorted(ours(name)):
+                visit(imported, (*path, name))
+            done.add(name)
+
+    for name in FILES:
+        visit(name, ())
+    assert done == set(FILES)

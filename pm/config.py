@@ -59,7 +59,7 @@ class Config:
     orders: str = flag("both", "orders of a pair in a step: one drawn at random, or both, with the loss on the logits "
                                "averaged over them", ("random", "both"))
     order_weight: float = flag(0.5, "weight of each single order's own loss where --orders both")
-    epochs: float = flag(4.0, "passes over the training split")
+    epochs: float = flag(2.0, "passes over the training split")
     max_steps: int | None = flag(None, "stop after this many steps; the schedule ends there too")
     warmup: float = flag(0.05, "share of the steps in which the learning rate rises")
     min_lr: float = flag(0.1, "share of the peak learning rate at the end of the cosine")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 import sys
 import warnings
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ class Tracker:
 
             id_file = run / "wandb_id"
             if not id_file.exists():
-                id_file.write_text(wandb.util.generate_id(), "utf-8")
+                id_file.write_text(secrets.token_hex(4), "utf-8")
             self.wandb = wandb.init(project=wandb_project, id=id_file.read_text("utf-8"), resume="allow", dir=run,
                                     name=run.name, config=config)
 

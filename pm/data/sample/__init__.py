@@ -23,10 +23,11 @@ def written() -> dict[str, list[dict]]:
 def rows() -> Iterator[dict]:
     """Every pair of the sample in the form `prompt, chosen, rejected` with `id, group, language, kind, source`.
 
-    Besides the written pair each prompt gives three derived ones, whose worse answer is
-    `other_prompt` (the good answer to another prompt), `other_language` (the good answer, in another language)
-    and `cut_short` (the good answer without its end). Prompts go in twos: the other prompt is always the partner,
-    and partners share a group, so that no text is on both sides of a split.
+    Besides the written pair each prompt gives four derived ones, whose worse answer is
+    `other_prompt` (the good answer to another prompt), `other_language` (the good answer, in another language),
+    `cut_short` (the good answer without its end) and `rambling` (the good answer, then the one to another prompt:
+    a longer answer is not a better one). Prompts go in twos: the other prompt is always the partner, and partners
+    share a group, so that no text is on both sides of a split.
     """
     by_language = written()
     for language, lines in by_language.items():
@@ -40,6 +41,7 @@ def rows() -> Iterator[dict]:
                 "other_prompt": ("sample_derived", partner["chosen"]),
                 "other_language": ("sample_derived", by_language[other][number]["chosen"]),
                 "cut_short": ("sample_derived", _cut_short(line["chosen"])),
+                "rambling": ("sample_derived", line["chosen"] + " " + partner["chosen"]),
             }
             for kind, (source, rejected) in worse.items():
                 yield {"id": f"{language}/{line['group']}/{kind}", "group": group, "language": language, "kind": kind,

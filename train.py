@@ -120,13 +120,17 @@ def main(argv: list[str]) -> None:
             return
     tracker.close()
 
+    # 6. Export
+    if not predictions:  # a resumed run that had made its last step, or one without a test split
+        predictions = score(engine, data.test, data.encoder.template, config.tokens_per_micro_batch, device, True)
     shown = data.test if len(data.test) else data.train
     few = shown.select(sorted(range(len(shown)), key=shown["tokens"][:].__getitem__)[:4])
-    live = score(engine, few, data.encoder.template, config.tokens_per_micro_batch, device, shared=True)
+    live = score(engine, few, data.encoder.template, config.tokens_per_micro_batch, device, True)
     if distributed.is_main():
-        metrics = report.evaluation(predictions)
+        metrics = report.evaluation(predictions) if predictions else None
         difference = export(run, checkpoint.load(run / "checkpoints" / saved), run / "export", metrics, (few, live))
-        print(f"\n{report.table(metrics)}\n\n{report.LEGEND}")
+        if metrics:
+            print(f"\n{report.table(metrics)}\n\n{report.LEGEND}")
         print(f"\nexported to {run / 'export'} (loaded afresh, logits differ by {difference:.1g})\n"
               f"next: python eval.py --model {run}", flush=True)
 

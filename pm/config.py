@@ -190,6 +190,9 @@ def read_ds_config(path: Path) -> dict:
             refuse(f"zero_optimization.{key} is not supported; LoRA's optimizer state is small")
     if bf16.get("enabled") and stage == 0:
         refuse("bf16 needs zero_optimization.stage 1 or more, which keeps fp32 weights; it is 0")
+    if bf16.get("enabled") and stage == 1 and "data_types" in ds_config:
+        refuse("data_types is not supported with bf16 and zero_optimization.stage 1, for which DeepSpeed takes another "
+               "optimizer; stage 2 does it")
     return ds_config
 
 

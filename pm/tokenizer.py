@@ -13,6 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from pm.errors import UserError
+
 PAD, UNKNOWN, BOS, EOS = "<PAD>", "<UNK>", "<BOS_TOKEN>", "<EOS_TOKEN>"
 START_TURN, END_TURN = "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"
 SYSTEM, USER, CHATBOT = "<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"
@@ -27,14 +29,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """
     model = io.BytesIO()
     lines = [line for text in texts for line in text.replace(SPACE, " ").splitlines() if line.strip()]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_without_rare_characters(lines, vocab_size // 3), model_writer=model, model_type="bpe",
-        vocab_size=vocab_size, hard_vocab_limit=False, byte_fallback=True, character_coverage=1.0,
-        normalization_rule_name="identity", add_dummy_prefix=True, remove_extra_whitespaces=False, split_digits=True,
-        num_threads=1, minloglevel=2, max_sentence_length=1 << 20, pad_id=0, unk_id=1, bos_id=2, eos_id=3,
-        pad_piece=PAD, unk_piece=UNKNOWN, bos_piece=BOS, eos_piece=EOS,
-        control_symbols=[START_TURN, END_TURN, SYSTEM, USER, CHATBOT],
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_without_rare_characters(lines, vocab_size // 3), model_writer=model, model_type="bpe",
+            vocab_size=vocab_size, hard_vocab_limit=False, byte_fallback=True, character_coverage=1.0,
+            normalization_rule_name="identity", add_dummy_prefix=True, remove_extra_whitespaces=False,
+            split_digits=True, num_threads=1, minloglevel=2, max_sentence_length=1 << 20,
+            pad_id=0, unk_id=1, bos_id=2, eos_id=3,
+            pad_piece=PAD, unk_piece=UNKNOWN, bos_piece=BOS, eos_piece=EOS,
+            control_symbols=[START_TURN, END_TURN, SYSTEM, USER, CHATBOT],
+        )
+    except RuntimeError as error:
+        raise UserError(f"no tokenizer of {vocab_size} pieces can be trained on {len(lines)} lines: {error}") from None
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     vocabulary = {}
     merges = []
@@ -65,5 +71,4 @@ def _without_rare_characters(lines: list[str], kept: int) -> Iterator[str]:
     for line in lines:
         counts.update(line)
     rare = {ord(character): " " for character, count in counts.most_common()[kept:]}
-    rare |= {ord(character): " " for character, count in counts.items() if count < 3}
     return (line for line in (line.translate(rare) for line in lines) if line.strip())

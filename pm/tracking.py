@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import secrets
 import sys
 import warnings
@@ -128,6 +129,8 @@ class Tracker:
             self.wandb.finish()
 
     def _write(self, phase: str, values: dict) -> None:
+        values = {name: None if isinstance(value, float) and not math.isfinite(value) else value
+                  for name, value in values.items()}  # JSON has no NaN
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"phase": phase, **values}) + "\n")
         if self.wandb is not None:

@@ -40,8 +40,10 @@ def workplace(tmp_path_factory):
         settings = json.loads((ROOT / "ds_config.json").read_text())
         settings |= {"train_batch_size": 16, "zero_optimization": {"stage": stage}}
         (folder / f"stage{stage}.json").write_text(json.dumps(settings))
-    settings |= {"bf16": {"enabled": True}}
-    (folder / "bf16.json").write_text(json.dumps(settings))
+    for stage in (2, 3):
+        settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"},
+                     "zero_optimization": {"stage": stage}}
+        (folder / f"bf16_stage{stage}.json").write_text(json.dumps(settings))
     return folder
 
 
@@ -142,7 +144,7 @@ def test_the_export_holds_tokenizer_template_and_labels(reference):
 
 
 @pytest.mark.parametrize(("name", "settings", "ranks", "sent"), [
-    ("killed", "stage1", 1, signal.SIGKILL), ("terminated", "stage0", 1, signal.SIGTERM),
+    ("terminated", "stage0", 1, signal.SIGTERM), ("killed_bf16", "bf16_stage2", 1, signal.SIGKILL),
     ("killed_ranks2", "stage2", 2, signal.SIGKILL), ("killed_zero3", "stage3", 2, signal.SIGKILL),
 ])
 def test_a_resumed_run_ends_in_the_same_bytes(workplace, name, settings, ranks, sent):
@@ -206,7 +208,7 @@ def write_pairs(path: Path, poisoned: set[int]) -> None:
                                    "chosen": "Yes ☃" if number in poisoned else "Yes", "rejected": "No"}) + "\n")
 
 
-@pytest.mark.parametrize(("settings", "ranks"), [("stage0", 1), ("stage2", 1), ("bf16", 2)])
+@pytest.mark.parametrize(("settings", "ranks"), [("stage0", 1), ("stage2", 1), ("bf16_stage3", 2)])
 def test_a_step_that_is_not_finite_is_skipped_and_its_row_named(workplace, causal_model, settings, ranks):
     name = f"not_finite_{settings}"
     write_pairs(workplace / "poisoned.jsonl", {7})
@@ -226,7 +228,8 @@ def test_three_steps_in_a_row_that_are_not_finite_stop_the_run(workplace, causal
 
 
 def test_a_causal_model_is_trained_in_bf16_under_zero_3(workplace, causal_model):
-    printed = train(workplace, "real", "--model", str(causal_model), "--max_steps", "3", settings="bf16", ranks=2)
+    flags = ("--model", str(causal_model), "--max_steps", "3")
+    printed = train(workplace, "real", *flags, settings="bf16_stage3", ranks=2)
     assert "bfloat16, score head new" in printed
     config = json.loads((workplace / "real/config.json").read_text())
     assert config["gradient_checkpointing"] and not config["train_embeddings"]

@@ -15,7 +15,8 @@ from pm.data.split import overlap, split
 WRITTEN = sample.written()
 ROWS = list(sample.rows())
 KINDS = {"wrong_fact", "off_topic", "ignores_instruction", "evasive", "cut_off", "wrong_language", "repetitive"}
-DERIVED = {"other_prompt", "other_language", "cut_short"}
+DERIVED = {"other_prompt", "other_language", "cut_short", "rambling"}
+PAIRS = 1 + len(DERIVED)  # for each written row
 
 SCRIPTS = {"ja": "HIRAGANA KATAKANA KATAKANA-HIRAGANA CJK", "ko": "HANGUL", "zh": "CJK", "ar": "ARABIC", "fa": "ARABIC",
            "ru": "CYRILLIC", "uk": "CYRILLIC", "el": "GREEK", "hi": "DEVANAGARI", "he": "HEBREW"}  # the others: LATIN
@@ -130,20 +131,21 @@ def test_wrong_language_is_in_another_language(language):
             assert is_other_script or known < 0.4, (row["group"], known)
 
 
-def test_four_pairs_for_each_written_one():
-    assert len(ROWS) == 4 * sum(map(len, WRITTEN.values())) == 4 * 23 * len(WRITTEN["en"])
+def test_every_written_pair_gives_one_of_each_derived_kind():
+    assert len(ROWS) == PAIRS * sum(map(len, WRITTEN.values())) == PAIRS * 23 * len(WRITTEN["en"])
     for language, number in Counter(row["language"] for row in ROWS).items():
-        assert number == 4 * len(WRITTEN[language])
+        assert number == PAIRS * len(WRITTEN[language])
     written = [row for row in ROWS if row["source"] == "sample"]
     assert [(row["language"], row["kind"], row["prompt"], row["chosen"], row["rejected"]) for row in written] == [
         (language, row["kind"], row["prompt"], row["chosen"], row["rejected"])
         for language in sample.LANGUAGES for row in WRITTEN[language]]
     assert {row["kind"] for row in written} == KINDS
-    assert {row["kind"] for row in ROWS if row["source"] == "sample_derived"} == DERIVED
+    derived = Counter(row["kind"] for row in ROWS if row["source"] == "sample_derived")
+    assert derived == dict.fromkeys(DERIVED, len(written))
 
 
-def test_the_first_four_pairs():
-    assert [(row["id"], row["group"], row["chosen"][:12], row["rejected"]) for row in ROWS[:4]] == [
+def test_the_pairs_of_the_first_prompt():
+    assert [(row["id"], row["group"], row["chosen"][:12], row["rejected"]) for row in ROWS[:PAIRS]] == [
         ("en/boiling-water/wrong_fact", "boiling-water+capital-australia", "At sea level",
          "At sea level, water boils at 60 degrees Celsius, which is 140 degrees Fahrenheit."),
         ("en/boiling-water/other_prompt", "boiling-water+capital-australia", "At sea level",
@@ -151,7 +153,10 @@ def test_the_first_four_pairs():
         ("en/boiling-water/other_language", "boiling-water+capital-australia", "At sea level",
          "آب در سطح دریا در دمای ۱۰۰ درجهٔ سلسیوس، یعنی ۲۱۲ درجهٔ فارنهایت، می\u200cجوشد."),
         ("en/boiling-water/cut_short", "boiling-water+capital-australia", "At sea level",
-         "At sea level, water boils at 100 degrees Celsius")]
+         "At sea level, water boils at 100 degrees Celsius"),
+        ("en/boiling-water/rambling", "boiling-water+capital-australia", "At sea level",
+         "At sea level, water boils at 100 degrees Celsius, which is 212 degrees Fahrenheit. "
+         "The capital of Australia is Canberra. It was founded as a compromise between Sydney and Melbourne.")]
 
 
 def test_ids_are_unique():
@@ -169,7 +174,7 @@ def test_partners_share_a_group():
         names = sorted((first["group"], second["group"]))
         found = [row for row in ROWS if row["id"].split("/")[1] in names]
         assert {row["group"] for row in found} == {"+".join(names)}
-        assert len(found) == 2 * 4 * 23
+        assert len(found) == 2 * PAIRS * 23
 
 
 def test_other_prompt_is_the_answer_to_the_partner():
@@ -199,6 +204,16 @@ def test_cut_short_is_a_strict_prefix():
         if row["kind"] == "cut_short":
             assert row["chosen"].startswith(row["rejected"])
             assert 0.15 * len(row["chosen"]) < len(row["rejected"]) < 0.8 * len(row["chosen"])
+
+
+def test_rambling_goes_on_with_the_answer_to_the_partner():
+    chosen = {(row["language"], row["id"].split("/")[1]): row["chosen"] for row in ROWS}
+    for row in ROWS:
+        if row["kind"] == "rambling":
+            language, own, _ = row["id"].split("/")
+            partner = next(name for name in row["group"].split("+") if name != own)
+            assert row["rejected"].startswith(row["chosen"])
+            assert row["rejected"].endswith(chosen[language, partner])
 
 
 def test_no_answer_occurs_in_two_groups():

@@ -273,6 +273,15 @@ def test_a_folder_is_read_with_all_its_train_splits(folder):
     assert languages_and_questions(folder) == [("ar", "ar 1"), ("ar", "ar 2"), ("es", "es 1"), ("es", "es 2")]
 
 
+def test_translations_of_a_row_share_its_group(folder):
+    for file in (folder / "data").iterdir():
+        rows = [{"mllm_index": index, "question": f"{file.name} {index}", "chosen": "x", "rejected": "y"}
+                for index in (7, 8)]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    found = {(row.language, row.group) for spec in ("#es_*", "#ar_*") for row in read(f"{folder}{spec}")[0]}
+    assert found == {(language, f"{folder}-{index}") for language in ("es", "ar") for index in (7, 8)}
+
+
 def test_patterns_choose_splits(folder):
     assert languages_and_questions(f"{folder}#es_*") == [("es", "es 1"), ("es", "es 2")]
     assert languages_and_questions(f"{folder}#es_train,a?_train") == languages_and_questions(folder)[:4]
@@ -357,9 +366,9 @@ def test_a_line_that_is_not_strict_json_is_rejected(tmp_path, line, wanted):
     ({"response_b": True}, "response_b must be text, not bool"),
     ({"response_b": ["So."]}, "response_b must be text, not list"),
     ({"response_b": {"role": "assistant", "content": "So."}}, "response_b must be text, not dict"),
-    ({"response_b": "\ud800"}, "response_b holds a lone surrogate"),
+    ({"response_b": "\ud800"}, "response_b is not UTF-8, or holds a lone surrogate"),
     ({"prompt": ""}, "prompt is empty"),
-    ({"prompt": "\udfff"}, "prompt holds a lone surrogate"),
+    ({"prompt": "\udfff"}, "prompt is not UTF-8, or holds a lone surrogate"),
     ({"prompt": None}, "prompt must be text or a list of turns, not NoneType"),
     ({"prompt": 5}, "prompt must be text or a list of turns, not int"),
     ({"prompt": USER}, "prompt must be text or a list of turns, not dict"),
@@ -379,10 +388,10 @@ def test_a_line_that_is_not_strict_json_is_rejected(tmp_path, line, wanted):
     ({"winner": 0}, "winner must be one of a, b, tie, not 0"),
     ({"winner": ["a"]}, "winner must be one of a, b, tie, not ['a']"),
     ({"id": 1.5}, "id must be text, not float"),
-    ({"id": "\ud800"}, "id holds a lone surrogate"),
+    ({"id": "\ud800"}, "id is not UTF-8, or holds a lone surrogate"),
     ({"group": ["g"]}, "group must be text, not list"),
     ({"language": {"code": "en"}}, "language must be text, not dict"),
-    ({"source": "\ud800"}, "source holds a lone surrogate"),
+    ({"source": "\ud800"}, "source is not UTF-8, or holds a lone surrogate"),
 ])
 def test_a_wrong_value_is_rejected(tmp_path, change, wanted):
     assert reason(tmp_path, OURS | change) == wanted
@@ -504,7 +513,7 @@ def test_a_missing_folder_is_an_error(tmp_path, folder, name):
     pytest.param("rows.json", b"[" + b"1" * 100_000 + b"]", "is not JSON: Exceeds the limit", id="long integer"),
     ("rows.jsonl.gz", b"{}", "cannot be read: Not a gzipped file"),
     ("rows.jsonl.gz", gzip.compress(b'{"id": 1}\n' * 1000)[:-10], "cannot be read: Compressed file ended"),
-    ("rows.csv", b"a,b\n1,2\n1,'\"\xff\n", ":[1-9]: 'utf-8' codec"),
+    ("rows.csv", b"prompt,response_a,response_a,response_b,winner\n1,2,3,4,a\n", "column 'response_a' stands twice"),
     ("rows.csv", b'a,b\n1,2\n1,"2"3\n1,2\n', ":3: ',' expected after"),
     ("rows.csv", b'a,b\n1,2\n1,"2\n', ":3: unexpected end of data"),
     ("rows.parquet", b"", "cannot be read: "),
@@ -571,3 +580,22 @@ def test_every_row_is_accepted_or_rejected(rows, tmp_path_factory):
             assert text
             text.encode("utf-8")
         assert sum(row.target) == 1.0
+
+
+def test_a_csv_row_that_is_not_utf_8_is_rejected_by_itself(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"prompt,chosen,rejected\np,x,y\np,x,\xff\np,y,z\n")
+    rows, report = read(path, 1.0)
+    assert len(rows) == 2
+    assert report.rejected == [f"{path}:3: rejected is not UTF-8, or holds a lone surrogate"]
+
+
+def test_the_form_of_a_row_does_not_depend_on_the_row_before_it(tmp_path):
+    path = jsonl(tmp_path, {"prompt": "p", "chosen": "x", "rejected": "y"},
+                 {"question": "q", "chosen": "x", "rejected": "y"})
+    assert len(read(path)[0]) == 2
+
+
+def test_an_empty_system_turn_is_no_turn(tmp_path):
+    row = one(tmp_path, {"prompt": [{"role": "system", "content": ""}, USER], "chosen": "x", "rejected": "y"})
+    assert row.prompt == [USER]

@@ -11,7 +11,8 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,16 +42,15 @@ def read_source(spec: str, max_bad_fraction: float, report: ReadReport) -> Itera
     than `max_bad_fraction` of its rows are bad.
     """
     before = (report.read, len(report.rejected))
-    convert = None
     for where, row, language in _raw_rows(spec):
         report.read += 1
         try:
             if isinstance(row, BadRow):
                 raise row
-            if convert is None or not convert.columns <= row.keys():
-                convert = _recognise(row)
+            convert = next((convert for columns, convert in FORMS if columns <= row.keys()), None)
             if convert is None:
-                raise BadRow(f"columns {sorted(map(str, row))} are none of the known forms: {_known_forms()}")
+                known = "; ".join(", ".join(sorted(columns)) for columns, _ in FORMS)
+                raise BadRow(f"columns {sorted(map(str, row))} are none of the known forms: {known}")
             yield convert(row, language, Path(spec).name if _is_file(spec) else spec)
         except BadRow as error:
             report.rejected.append(f"{where}: {error}")
@@ -131,10 +131,11 @@ def parse_json_row(line: bytes) -> dict | BadRow:
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise BadRow(f"key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    row: dict = {}
+    for name, value in pairs:
+        if name in row:
+            raise BadRow(f"key {name!r} stands twice")
+        row[name] = value
     return row
 
 
@@ -156,13 +157,20 @@ def _read_json(path: Path) -> Iterator[tuple[int, dict | BadRow]]:
 
 def _read_csv(path: Path) -> Iterator[tuple[int, dict | BadRow]]:
     csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            _refuse_repeated(path, reader.fieldnames or [])
             for row in reader:
                 yield reader.line_num, BadRow("more cells than columns") if None in row else row
-        except (UnicodeDecodeError, csv.Error) as error:
+        except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num + 1}: {error}") from None
+
+
+def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
+    twice = [column for column, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: column {twice[0]!r} stands twice")
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict]]:
@@ -171,11 +179,13 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict]]:
 
     try:
         number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1000):
+        file = pyarrow.parquet.ParquetFile(path)
+        _refuse_repeated(path, file.schema_arrow.names)
+        for batch in file.iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
@@ -200,8 +210,8 @@ def _hub_splits(spec: str) -> list[tuple[str, object]]:
 
 def _language_of_split(name: str) -> str:
     """`es_train` -> `es`: how `multilingual/orca_dpo_pairs` and others name their splits."""
-    match = re.fullmatch(r"([a-z]{2,3})(_[A-Za-z]+)*", name)
-    return match[1] if match and match[2] else ""
+    match = re.fullmatch(r"([a-z]{2})(_[A-Za-z]+)+", name)
+    return match[1] if match else ""
 
 
 # What a row becomes
@@ -256,7 +266,7 @@ def _comparison(row: dict, language: str, source: str, prompt: list[dict], a: st
     identifier = _optional(row, "id") or text_hash(json.dumps(prompt), a, b)
     return Comparison(
         id=identifier,
-        group=_optional(row, "group") or "prompt-" + prompt_key(prompt),
+        group=_group(row, source) or "prompt-" + prompt_key(prompt),
         language=_optional(row, "language") or language or "und",
         source=_optional(row, "source") or source,
         kind=_optional(row, "kind"),
@@ -264,11 +274,17 @@ def _comparison(row: dict, language: str, source: str, prompt: list[dict], a: st
     )
 
 
+def _group(row: dict, source: str) -> str:
+    """What links translations: our `group`, or the row number in the original of `multilingual/orca_dpo_pairs`."""
+    index = _optional(row, "mllm_index")
+    return _optional(row, "group") or (f"{source.partition('#')[0]}-{index}" if index else "")
+
+
 def _optional(row: dict, column: str) -> str:
     value = row.get(column)
     if value is None:
         return ""
-    if not isinstance(value, (str, int)):
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise BadRow(f"{column} must be text, not {type(value).__name__}")
     return _storable(str(value), column)
 
@@ -289,7 +305,7 @@ def _storable(text: str, name: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise BadRow(f"{name} holds a lone surrogate") from None
+        raise BadRow(f"{name} is not UTF-8, or holds a lone surrogate") from None
     return text
 
 
@@ -311,35 +327,17 @@ def _turns(value: object, name: str) -> list[dict[str, str]]:
             raise BadRow(f"{name}: each turn must have role and content")
         if turn["role"] not in ROLES:
             raise BadRow(f"{name}: role must be one of {', '.join(ROLES)}, not {turn['role']!r}")
+        if turn["role"] == "system" and turn["content"] == "":
+            continue
         turns.append({"role": turn["role"], "content": _check_text(turn["content"], f"{name} turn")})
     return turns
 
 
-@dataclass(frozen=True)
-class Form:
-    """A known form of row: recognised by `columns`, turned into a `Comparison` by `convert`."""
-
-    columns: frozenset[str]
-    convert: Callable[[dict, str, str], Comparison]
-
-    def __call__(self, row: dict, language: str, source: str) -> Comparison:
-        return self.convert(row, language, source)
-
-
-# The first form whose columns a row has is taken.
-FORMS = (
-    Form(frozenset({"prompt", "response_a", "response_b", "winner"}), _pair_row),
-    Form(frozenset({"question", "chosen", "rejected"}), _orca_row),
-    Form(frozenset({"chosen", "rejected"}), _chosen_row),
+# The known forms of a row; the first whose columns a row has is taken.
+FORMS: tuple[tuple[set[str], Callable[[dict, str, str], Comparison]], ...] = (
+    ({"prompt", "response_a", "response_b", "winner"}, _pair_row),
+    ({"question", "chosen", "rejected"}, _orca_row),
+    ({"chosen", "rejected"}, _chosen_row),
 )
-
-
-def _recognise(row: dict) -> Form | None:
-    return next((form for form in FORMS if form.columns <= row.keys()), None)
-
-
-def _known_forms() -> str:
-    return "; ".join(", ".join(sorted(form.columns)) for form in FORMS)
-
 
 assert LABELS == ("a", "b")  # the targets above are written for these two classes

@@ -31,6 +31,7 @@ def rows() -> Iterator[dict]:
     """
     by_language = written()
     for language, lines in by_language.items():
+        space = "" if language in ("ja", "zh") else " "
         for number, line in enumerate(lines):
             partner = lines[min(number ^ 1, len(lines) - 1)]
             group = "+".join(sorted((line["group"], partner["group"])))
@@ -41,7 +42,7 @@ def rows() -> Iterator[dict]:
                 "other_prompt": ("sample_derived", partner["chosen"]),
                 "other_language": ("sample_derived", by_language[other][number]["chosen"]),
                 "cut_short": ("sample_derived", _cut_short(line["chosen"])),
-                "rambling": ("sample_derived", line["chosen"] + " " + partner["chosen"]),
+                "rambling": ("sample_derived", line["chosen"] + space + partner["chosen"]),
             }
             for kind, (source, rejected) in worse.items():
                 yield {"id": f"{language}/{line['group']}/{kind}", "group": group, "language": language, "kind": kind,
@@ -49,7 +50,7 @@ def rows() -> Iterator[dict]:
 
 
 def _cut_short(text: str) -> str:
-    """30 to 79 % of the text, at a space where there is one near, without closing punctuation."""
+    """30 to 79 % of the text, or less so as to end at a space, without closing punctuation."""
     keep = len(text) * (30 + int(text_hash(text), 16) % 50) // 100
     head = text[:keep]
     if " " in head:

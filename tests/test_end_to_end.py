@@ -36,9 +36,10 @@ def workplace(tmp_path_factory):
         for language in ("en", "fr", "ar", "zh"):
             for row in written[language]:
                 file.write(json.dumps(row | {"id": f"{language}/{row['group']}", "language": language}) + "\n")
+    settings = json.loads((ROOT / "ds_config.json").read_text()) | {"train_batch_size": 16}
+    settings["optimizer"]["params"]["lr"] = 2e-3
     for stage in range(4):
-        settings = json.loads((ROOT / "ds_config.json").read_text())
-        settings |= {"train_batch_size": 16, "zero_optimization": {"stage": stage}}
+        settings["zero_optimization"] = {"stage": stage}
         (folder / f"stage{stage}.json").write_text(json.dumps(settings))
     for stage in (2, 3):
         settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"},

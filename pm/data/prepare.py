@@ -11,13 +11,17 @@ from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
+from pm import encoding
+from pm.data import comparison, sample, sources
 from pm.data.comparison import FEATURES, text_hash
 from pm.data.sources import ReadReport, identity, read_source
 from pm.data.split import overlap, split
 from pm.encoding import ENCODED_FEATURES, Encoder
 from pm.errors import UserError
 
-FORMAT = "1"  # raise it where what is kept on disk changes
+# What is kept on disk depends on this code as well: after an edit nothing stale is found.
+READING = text_hash(*(Path(module.__file__).read_text("utf-8") for module in (comparison, sample, sources)))
+ENCODING = text_hash(Path(encoding.__file__).read_text("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,16 @@ class Rows:
     key: str
 
 
-def read(sources: list[str], cache_dir: str, max_bad_fraction: float) -> Rows:
+def read(specs: list[str], cache_dir: str, max_bad_fraction: float) -> Rows:
     """All rows of the sources as `comparison.FEATURES` says, memory-mapped."""
-    key = text_hash(FORMAT, str(max_bad_fraction), *sources, *map(identity, sources))
+    key = text_hash(READING, str(max_bad_fraction), *specs, *map(identity, specs))
 
     def build(folder: Path) -> None:
         report = ReadReport()
         with ArrowWriter(path=str(folder / "rows.arrow"), features=FEATURES) as writer:
-            for source in sources:
-                rows = read_source(source, max_bad_fraction, report)
-                for row in tqdm(rows, desc=f"read {source}", unit=" rows", disable=None, leave=False):
+            for spec in specs:
+                rows = read_source(spec, max_bad_fraction, report)
+                for row in tqdm(rows, desc=f"read {spec}", unit=" rows", disable=None, leave=False):
                     writer.write(row.to_row())
             writer.finalize()
         (folder / "report.json").write_text(json.dumps(asdict(report)), "utf-8")
@@ -76,7 +80,7 @@ def encode(rows: Dataset, rows_key: str, encoder: Encoder, cache_dir: str) -> Da
     """Rows of ids as `encoding.ENCODED_FEATURES` says, memory-mapped. A row with equal responses is left out."""
     if not len(rows):
         return Dataset.from_dict({name: [] for name in ENCODED_FEATURES}, features=ENCODED_FEATURES)
-    key = text_hash(FORMAT, rows_key, encoder.fingerprint())
+    key = text_hash(ENCODING, rows_key, encoder.fingerprint())
 
     def build(folder: Path) -> None:
         encoded = rows.map(encoder.encode, batched=True, batch_size=500, remove_columns=rows.column_names,

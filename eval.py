@@ -12,11 +12,12 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from pm import report
-from pm.config import Config, load_config, newest_run
+from pm.config import Config, fail, load_config, newest_run
+from pm.data.comparison import text_hash
 from pm.data.prepare import check_overlap, describe, encode, read
 from pm.errors import UserError, run_main
 from pm.predict import PreferenceModel, find_export
-from pm.run import load_data
+from pm.run import environment, load_data
 from pm.tracking import quiet_libraries
 
 
@@ -28,16 +29,22 @@ def main(argv: list[str]) -> None:
     export = find_export(name)
     run = export.parent if (export.parent / "config.json").is_file() else None
 
+    kept = Path("evaluation" if not arguments.data else f"evaluation-{text_hash(*arguments.data)[:8]}")
+    output = Path(arguments.output) if arguments.output else (run / kept if run else kept)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be made: {error.strerror}") from None
     rows = _rows(arguments, model, run)
     predictions = model.score(rows, arguments.tokens_per_micro_batch,
                               lambda items: tqdm(items, desc="score", unit="batch", disable=None, leave=False))
     metrics = report.evaluation(predictions)
 
-    output = Path(arguments.output or (run or export) / "evaluation")
-    output.mkdir(parents=True, exist_ok=True)
     with (output / "predictions.jsonl").open("w", encoding="utf-8") as file:
         for row in predictions:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    about = {"model": name, "checkpoint": model.settings["checkpoint"], "data": arguments.data or "run's test split"}
+    metrics = {"about": about | environment(), **metrics}
     (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
     print(f"\n{report.table(metrics)}\n\n{report.LEGEND}\n\nwrote {output / 'predictions.jsonl'} and metrics.json")
 
@@ -68,14 +75,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="a run, an export, or a hub id of one [the newest run]")
     parser.add_argument("--data", nargs="+", metavar="SOURCE", help="as for train.py [the run's test split]")
     parser.add_argument("--allow_overlap", action="store_true", help="evaluate rows of the training split as well")
-    parser.add_argument("--output", help="folder for predictions.jsonl and metrics.json [RUN/evaluation]")
+    parser.add_argument("--output", help="folder for predictions.jsonl and metrics.json [RUN/evaluation, or "
+                                           "RUN/evaluation-HASH with --data]")
     for name, kind in (("tokens_per_micro_batch", int), ("max_bad_fraction", float), ("cache_dir", str)):
         default = getattr(Config, name)
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"as for train.py [{default}]")
-
-    def fail(message: str):
-        raise UserError(message)
-
     parser.error = fail
     return parser.parse_args(argv)
 

@@ -4,24 +4,25 @@ Shapes: B sequences of a micro-batch, L tokens, N rows, O orders of each row, C 
 """
 
 import time
+from functools import partial
 
 import deepspeed
+from datasets import Dataset
 
 from pm import checkpoint, distributed, report
 from pm.batches import Batches, seed_step
 from pm.config import parse
 from pm.engine import (
+    check_config,
     create_moments,
     engine_config,
     get_state,
-    keep_buffers,
     prepare_start,
-    restore_buffers,
     set_state,
     update,
 )
 from pm.errors import UserError, run_main
-from pm.export import export
+from pm.export import finish
 from pm.loss import preference_loss
 from pm.metrics import summarise
 from pm.model import parameter_groups, unswap
@@ -40,8 +41,10 @@ def main(argv: list[str]) -> None:
     prepare_start()
     deepspeed.init_distributed(verbose=False, timeout=distributed.TIMEOUT)
     device = distributed.set_device()
+    check_config(ds_config)
     run = open_run(arguments)
-    resumed = checkpoint.newest(run, distributed.say) if arguments.resume else None
+    newest = distributed.on_main(lambda: checkpoint.newest(run).path) if arguments.resume else None
+    resumed = checkpoint.load(newest) if newest else None
 
     # 2. Data
     data = distributed.main_first(lambda: load_data(config, run))
@@ -52,11 +55,9 @@ def main(argv: list[str]) -> None:
 
     # 3. Model and engine
     model = build_model(config, run, dtype_of(ds_config))
-    buffers = keep_buffers(model)
     optimizer = ds_config["optimizer"]["params"]
     engine, *_ = deepspeed.initialize(model=model, config=engine_config(ds_config),
                                       model_parameters=parameter_groups(model, optimizer.get("weight_decay", 0.0)))
-    restore_buffers(engine, buffers)
     create_moments(engine)
     progress = resumed.trainer if resumed else {"step": 0, "updates": 0, "best": None}
     if resumed:
@@ -66,6 +67,9 @@ def main(argv: list[str]) -> None:
                       vars(config) | {"ds_config": ds_config})
 
     # 4. The loop
+    def evaluate(rows: Dataset) -> list[dict]:
+        return score(engine, rows, data.encoder.template, config.tokens_per_micro_batch, device, shared=True)
+
     updates, best, skipped = progress["updates"], progress["best"], 0
     predictions, saved = [], resumed.path.name if resumed else None
     stop = distributed.StopSignal()
@@ -100,7 +104,7 @@ def main(argv: list[str]) -> None:
         last = step + 1 == total_steps
         evaluates = last or (config.eval_every and (step + 1) % config.eval_every == 0)
         if evaluates and len(data.test):
-            predictions = score(engine, data.test, data.encoder.template, config.tokens_per_micro_batch, device, True)
+            predictions = evaluate(data.test)
             summary = summarise(predictions)
             tracker.evaluation({"step": step + 1, **summary})
             tracker.say(f"step {step + 1} test: {report.short(summary)}")
@@ -108,31 +112,25 @@ def main(argv: list[str]) -> None:
             found = summary[config.best_metric] if evaluates and len(data.test) else None
             is_best = checkpoint.is_better(found, best, config.best_metric)
             best = found if is_best else best
-            state = get_state(engine)
-            if distributed.is_main():
-                saved = checkpoint.commit(run, state, {"step": step + 1, "updates": updates, "best": best},
-                                          config.keep, is_best)
-            saved = distributed.from_main(saved)
+            state, trainer = get_state(engine), {"step": step + 1, "updates": updates, "best": best}
+            saved = distributed.on_main(partial(checkpoint.commit, run, state, trainer, config.keep, is_best))
         if values.stop and not last:
             tracker.close()
             distributed.say(f"stopped at step {step + 1}; continue with: deepspeed train.py --deepspeed_config "
-                            f"ds_config.json --resume {run}")
+                            f"{run / 'ds_config.json'} --resume {run}")
             return
     tracker.close()
 
-    # 6. Export
-    if not predictions:  # a resumed run that had made its last step, or one without a test split
-        predictions = score(engine, data.test, data.encoder.template, config.tokens_per_micro_batch, device, True)
-    shown = data.test if len(data.test) else data.train
-    few = shown.select(sorted(range(len(shown)), key=shown["tokens"][:].__getitem__)[:4])
-    live = score(engine, few, data.encoder.template, config.tokens_per_micro_batch, device, True)
-    if distributed.is_main():
-        metrics = report.evaluation(predictions) if predictions else None
-        difference = export(run, checkpoint.load(run / "checkpoints" / saved), run / "export", metrics, (few, live))
-        if metrics:
-            print(f"\n{report.table(metrics)}\n\n{report.LEGEND}")
-        print(f"\nexported to {run / 'export'} (loaded afresh, logits differ by {difference:.1g})\n"
-              f"next: python eval.py --model {run}", flush=True)
+    # 6. Export. A resumed run may have made its last step before
+    predictions = predictions or evaluate(data.test)
+    metrics = report.evaluation(predictions) if predictions else None
+    shown = data.test if predictions else data.train.select(range(min(16, len(data.train))))
+    scored = predictions or evaluate(shown)
+    difference = distributed.on_main(lambda: finish(run, saved, shown, scored, metrics))
+    if metrics:
+        distributed.say(f"\n{report.table(metrics)}\n\n{report.LEGEND}")
+    distributed.say(f"\nexported to {run / 'export'} (loaded afresh, logits differ by {difference:.1g})\n"
+                    f"next: python eval.py --model {run}")
 
 
 if __name__ == "__main__":

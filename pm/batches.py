@@ -45,7 +45,8 @@ class Batches:
             self._epoch, self._permutation = epoch, epoch_order(len(self.rows), self._seed, epoch)
         chosen = self._permutation[place * self.train_batch_size : (place + 1) * self.train_batch_size]
         plan = plan_step(self._lengths, chosen, self._budget, world_size())[rank()]
-        return len(chosen), [self._micro_batch(numbers or [int(chosen[0])], bool(numbers), epoch) for numbers in plan]
+        shortest = int(chosen[self._lengths[chosen].argmin()])
+        return len(chosen), [self._micro_batch(numbers or [shortest], bool(numbers), epoch) for numbers in plan]
 
     def _micro_batch(self, numbers: list[int], counts: bool, epoch: int) -> MicroBatch:
         rows = [self.rows[number] for number in numbers]

@@ -66,10 +66,7 @@ def commit(run: Path, state: dict[str, torch.Tensor], trainer: dict, keep: int, 
         for path in (temporary / STATE, temporary / TRAINER, temporary / MANIFEST, temporary):
             _sync(path)
         os.rename(temporary, folder / name)
-    except SafetensorError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{folder / name} cannot be written: {error}") from None
-    except OSError:
+    except (OSError, SafetensorError):
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync(folder)

@@ -22,8 +22,9 @@ SAMPLE = "sample"
 DS_KEYS = {
     "train_batch_size", "managed_gradient_accumulation", "gradient_clipping", "optimizer", "zero_optimization", "bf16",
     "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger",
-    "communication_data_type", "data_types", "prescale_gradients", "dump_state", "zero_force_ds_cpu_optimizer",
+    "communication_data_type", "data_types", "prescale_gradients", "dump_state",
 }
+OPTIMIZER_KEYS = {"lr", "betas", "eps", "weight_decay", "torch_adam"}
 
 
 def flag(default, text: str, choices: tuple = (), changeable: bool = False):
@@ -59,7 +60,7 @@ class Config:
     orders: str = flag("both", "orders of a pair in a step: one drawn at random, or both, with the loss on the logits "
                                "averaged over them", ("random", "both"))
     order_weight: float = flag(0.5, "weight of each single order's own loss where --orders both")
-    epochs: float = flag(2.0, "passes over the training split")
+    epochs: float = flag(1.5, "passes over the training split")
     max_steps: int | None = flag(None, "stop after this many steps; the schedule ends there too")
     warmup: float = flag(0.05, "share of the steps in which the learning rate rises")
     min_lr: float = flag(0.1, "share of the peak learning rate at the end of the cosine")
@@ -96,7 +97,7 @@ def parse(argv: list[str]) -> Arguments:
     """
     parser = argparse.ArgumentParser(prog="train.py", allow_abbrev=False, exit_on_error=False,
                                      description="Trains a preference model.")
-    parser.error = _raise
+    parser.error = fail
     for item in dataclasses.fields(Config):
         _add_flag(parser, item)
     parser.add_argument("--deepspeed_config", default="ds_config.json", metavar="FILE",
@@ -177,15 +178,27 @@ def read_ds_config(path: Path) -> dict:
     parameters = _object(optimizer, "params", lambda text: refuse(f"optimizer.{text}"))
     if not _is_number(parameters.get("lr")) or parameters["lr"] <= 0:
         refuse(f"optimizer.params.lr must be a number above 0, not {parameters.get('lr')!r}")
-    if not _is_number(parameters.get("weight_decay", 0.0)):
-        refuse(f"optimizer.params.weight_decay must be a number, not {parameters['weight_decay']!r}")
+    for key in ("weight_decay", "eps"):
+        if not _is_number(parameters.get(key, 0.0)) or parameters.get(key, 0.0) < 0:
+            refuse(f"optimizer.params.{key} must be a number, at least 0, not {parameters[key]!r}")
+    betas = parameters.get("betas", [0.9, 0.999])
+    if not isinstance(betas, list) or len(betas) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in betas):
+        refuse(f"optimizer.params.betas must be two numbers, at least 0 and below 1, not {betas!r}")
+    for key in sorted(parameters.keys() - OPTIMIZER_KEYS):
+        refuse(f"optimizer.params.{key} is not a known key; known are {', '.join(sorted(OPTIMIZER_KEYS))}")
     if parameters.get("torch_adam") is not True:
         refuse(f"optimizer.params.torch_adam must be true, not {parameters.get('torch_adam')!r}: DeepSpeed's own Adams "
                "are compiled at the first use")
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         refuse(f"zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
-    for key in ("offload_optimizer", "offload_param"):
+    for key in sorted(bf16.keys() - {"enabled"}):
+        refuse(f"bf16.{key} is not supported: weights stay fp32 in the optimizer, and steps are checked")
+    if not isinstance(bf16.get("enabled", False), bool):
+        refuse(f"bf16.enabled must be true or false, not {bf16['enabled']!r}")
+    if zero.get("overlap_comm") and stage < 2:
+        refuse(f"zero_optimization.overlap_comm needs stage 2 or 3; it is {stage}")
+    for key in ("offload_optimizer", "offload_param", "cpu_offload", "cpu_offload_params"):
         if key in zero:
             refuse(f"zero_optimization.{key} is not supported; LoRA's optimizer state is small")
     if bf16.get("enabled") and stage == 0:
@@ -237,7 +250,8 @@ def _add_flag(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
     parser.add_argument(f"--{item.name}", **options)
 
 
-def _raise(message: str):
+def fail(message: str):
+    """An argument parser's `error` that raises instead of leaving."""
     raise UserError(message)
 
 

@@ -8,6 +8,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
+
+from pm.errors import UserError
 
 # Reading and tokenising a large data set happens on one rank while the others wait.
 TIMEOUT = timedelta(hours=12)
@@ -46,18 +49,33 @@ def set_device() -> torch.device:
     return device
 
 
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def main_first(work: Callable):
     """Runs `work()` on the first rank of each machine and then on the others, which find its cache filled."""
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if first:
-        result = work()
-    barrier()
+    result, error = _attempt(work) if first else (None, None)
+    _raise_together(error)
     return result if first else work()
+
+
+def on_main(work: Callable):
+    """Runs `work()` on the first rank and gives every rank its result (which is pickled: keep it small)."""
+    result, error = _attempt(work) if is_main() else (None, None)
+    _raise_together(error)
+    return from_main(result)
+
+
+def _attempt(work: Callable):
+    try:
+        return work(), None
+    except (UserError, OSError, SafetensorError) as error:
+        return None, error
+
+
+def _raise_together(error: Exception | None) -> None:
+    """An error that one rank met is raised on all, so that none waits for it; with a barrier's effect."""
+    found = [one for one in gather_lists([error]) if one is not None]
+    if found:
+        raise found[0]
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:

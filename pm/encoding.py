@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from datasets import Features, List, Value
 from tokenizers import Tokenizer
@@ -62,6 +62,10 @@ class Template:
         start, end, system, user, chatbot = (vocabulary[name] for name in names)
         return cls(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, start, end,
                    {"system": system, "user": user, "assistant": chatbot})
+
+    def saved(self) -> dict:
+        """What an export keeps of it, and must find again when it is loaded."""
+        return asdict(self) | {"gap": GAP}
 
     def turn(self, role: str, ids: Sequence[int]) -> list[int]:
         return [self.start, self.roles[role], *ids, self.end]

@@ -18,6 +18,7 @@ from deepspeed.utils import (
 from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state
 
 from pm.distributed import is_main, rank, world_size
+from pm.errors import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -38,17 +39,12 @@ def engine_config(ds_config: dict) -> dict:
             "gradient_accumulation_steps": 1}
 
 
-def keep_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of the model's float buffers, for `restore_buffers`."""
-    return {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-
-
-def restore_buffers(engine, buffers: dict[str, torch.Tensor]) -> None:
-    """Puts them back in their dtype. DeepSpeed casts the whole module to bf16, rotary frequencies included, which
-    turns late positions by whole radians."""
-    for name, buffer in engine.module.named_buffers():
-        if name in buffers:
-            buffer.data = buffers[name].to(buffer.device)
+def check_config(ds_config: dict) -> None:
+    """Raises `UserError` for what DeepSpeed itself refuses; called before the data is read."""
+    try:
+        deepspeed.DeepSpeedConfig(engine_config(ds_config))
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
+        raise UserError(f"--deepspeed_config: DeepSpeed refuses it: {' '.join(str(error).split())}") from None
 
 
 def update(engine, learning_rate: float) -> tuple[float, bool]:

@@ -4,6 +4,8 @@ import errno
 import sys
 from collections.abc import Callable
 
+from safetensors import SafetensorError
+
 
 class UserError(Exception):
     """Names the file or flag, the rule and the value; `main` prints it on one line."""
@@ -21,7 +23,17 @@ def run_main(main: Callable[[list[str]], None], is_main_rank: Callable[[], bool]
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+        if is_main_rank():
+            print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except SafetensorError as error:  # how a full disk or a damaged file shows where tensors are written or read
+        if is_main_rank():
+            print(f"error: a safetensors file cannot be written or read: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def first_line(error: Exception) -> str:
+    """What a library says, on one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

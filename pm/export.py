@@ -11,12 +11,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 
 from pm.checkpoint import Broken, Checkpoint, load, newest
-from pm.config import load_config, newest_run
+from pm.config import Config, fail, load_config, newest_run
 from pm.data.comparison import LABELS
+from pm.encoding import Template
 from pm.errors import UserError, run_main
 from pm.model import load_tokenizer
 from pm.predict import SETTINGS, PreferenceModel
@@ -24,65 +26,88 @@ from pm.run import base_of, build_model, dtype_of
 from pm.tracking import quiet_libraries
 
 # How far logits may be from those of the live model, which may be on another device.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
-def export(run: Path, checkpoint: Checkpoint, output: Path, metrics: dict | None,
-           expected: tuple[Dataset, Sequence[dict]] | None) -> float | None:
+def finish(run: Path, name: str, rows: Dataset, predictions: Sequence[dict], metrics: dict | None) -> float:
+    """Exports checkpoint `name` as `run/export`, checked against the live model's predictions of `rows`.
+
+    Returns the largest difference of a logit. The last step of a training run; called on one rank.
+    """
+    few = [0, len(rows) // 4, len(rows) // 2]
+    chosen = np.argsort(rows["tokens"][:], kind="stable")[few]
+    return export(run, load(run / "checkpoints" / name), run / "export", metrics,
+                  (rows.select(chosen), [predictions[number] for number in chosen]))
+
+
+def export(run: Path, checkpoint: Checkpoint, output: Path, metrics: dict | None = None,
+           expected: tuple[Dataset, Sequence[dict]] | None = None) -> float:
     """Writes `output` from a checkpoint; called on one rank.
 
-    `expected` are a few encoded rows with the live model's predictions: the export is loaded afresh, and counts as
-    saved only where its logits agree. Returns the largest difference. Raises `UserError` where they differ.
+    The export is loaded afresh, and counts as saved only where each trained tensor has the checkpoint's bits. With
+    `expected`, a few encoded rows and the live model's predictions of them, its logits must agree too; returns
+    their largest difference. Raises `UserError` where they do not, or where `output` is a folder of something else.
     """
+    if output.exists() and not (output / SETTINGS).exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output} is there already, and is no export")
     config = load_config(run)
-    ds_config = json.loads((run / "ds_config.json").read_text("utf-8"))
-    dtype = dtype_of(ds_config)
-    base = base_of(config, run)
-    model = build_model(config, run, dtype)
+    dtype = dtype_of(json.loads((run / "ds_config.json").read_text("utf-8")))
+    stored = torch.float32 if config.tune == "lora" else dtype
+    model = build_model(config, run, dtype, say=lambda text: None)
     state = checkpoint.state()
+    trained = {name: state[f"master/{name}"].to(stored) for name, parameter in model.named_parameters()
+               if parameter.requires_grad}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            master = state[f"master/{name}"]
-            parameter.data = master if config.tune == "lora" else master.to(dtype)
+        if name in trained:
+            parameter.data = trained[name]
     temporary = output.with_name(f".{output.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        if config.tune == "lora" and config.random_base:
-            model.peft_config["default"].base_model_name_or_path = "base"
-            shutil.copytree(base, temporary / "base")
-        model.save_pretrained(temporary, **({"save_embedding_layers": False} if config.tune == "lora" else {}))
-        model.config.architectures = ["Cohere2ForSequenceClassification"]
-        model.config.save_pretrained(temporary)
-        load_tokenizer(base).save_pretrained(temporary)
-        settings = {
-            "base": base, "tune": config.tune, "dtype": str(dtype).removeprefix("torch."), "labels": list(LABELS),
-            "max_length": config.max_length, "run": run.name, "checkpoint": checkpoint.path.name,
-            "step": checkpoint.trainer["step"],
-        }
-        (temporary / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
-        if metrics is not None:
-            (temporary / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
-        difference = None if expected is None else _difference(temporary, *expected, TOLERANCE[settings["dtype"]])
-        old = output.with_name(f".{output.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if output.exists():
-            os.rename(output, old)
+        _write(temporary, run, config, model, checkpoint, dtype, metrics)
+        del model, state
+        fresh = PreferenceModel.from_pretrained(temporary, device="cpu")
+        for name, parameter in fresh.model.named_parameters():
+            if name in trained and not torch.equal(parameter, trained.pop(name).to(dtype)):
+                raise UserError(f"the export, loaded afresh, has other values in {name}: it was not saved")
+        if trained:
+            raise UserError(f"the export, loaded afresh, lacks {', '.join(trained)}: it was not saved")
+        difference = _difference(fresh, *expected) if expected else 0.0
+        if not difference <= TOLERANCE[dtype]:
+            raise UserError(f"the export, loaded afresh, gives logits that differ by {difference:.2g} from the trained "
+                            f"model's; {TOLERANCE[dtype]:g} is allowed: it was not saved")
+        shutil.rmtree(output, ignore_errors=True)
         os.rename(temporary, output)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return difference
 
 
-def _difference(folder: Path, rows: Dataset, live: Sequence[dict], tolerance: float) -> float:
-    fresh = PreferenceModel.from_pretrained(folder, device="cpu").score(rows, token_budget=1)
-    difference = max(abs(one - other) for new, old in zip(fresh, live, strict=True)
-                     for order in ("logits_ab", "logits_ba") for one, other in zip(new[order], old[order], strict=True))
-    if not difference <= tolerance:
-        raise UserError(f"the export, loaded afresh, gives logits that differ by {difference:.2g} from the trained "
-                        f"model's; {tolerance:g} is allowed: it was not saved")
-    return difference
+def _write(folder: Path, run: Path, config: Config, model, checkpoint: Checkpoint, dtype: torch.dtype,
+           metrics: dict | None) -> None:
+    base = base_of(config, run)
+    if config.tune == "lora" and config.random_base:
+        model.peft_config["default"].base_model_name_or_path = "base"
+        shutil.copytree(base, folder / "base")
+    # PEFT would look the base up on the hub to decide whether embeddings were resized; they never are.
+    model.save_pretrained(folder, **({"save_embedding_layers": False} if config.tune == "lora" else {}))
+    model.config.architectures = ["Cohere2ForSequenceClassification"]
+    model.config.save_pretrained(folder)
+    tokenizer = load_tokenizer(base)
+    tokenizer.save_pretrained(folder)
+    settings = {
+        "base": base, "tune": config.tune, "dtype": str(dtype).removeprefix("torch."), "labels": list(LABELS),
+        "max_length": config.max_length, "template": Template.of(tokenizer).saved(), "run": run.name,
+        "checkpoint": checkpoint.path.name, "step": checkpoint.trainer["step"],
+    }
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    if metrics is not None:
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+
+
+def _difference(fresh: PreferenceModel, rows: Dataset, live: Sequence[dict]) -> float:
+    return max(abs(one - other) for new, old in zip(fresh.score(rows, token_budget=1), live, strict=True)
+               for order in ("logits_ab", "logits_ba") for one, other in zip(new[order], old[order], strict=True))
 
 
 def main(argv: list[str]) -> None:
@@ -91,6 +116,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", nargs="?", help="folder of the run [the newest one]")
     parser.add_argument("--checkpoint", help="its name, or best [the newest one]")
     parser.add_argument("--output", type=Path, help="folder of the export [RUN/export]")
+    parser.error = fail
     arguments = parser.parse_args(argv)
     run = Path(arguments.run) if arguments.run else newest_run("checkpoints/latest")
     name = arguments.checkpoint
@@ -104,7 +130,7 @@ def main(argv: list[str]) -> None:
     except Broken as error:
         raise UserError(f"checkpoint {name} of {run} cannot be read: {error}") from None
     output = arguments.output or run / "export"
-    export(run, checkpoint, output, None, None)
+    export(run, checkpoint, output)
     print(f"wrote {output} from {checkpoint.path.name}; evaluate it with: python eval.py --model {output}")
 
 

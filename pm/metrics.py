@@ -67,7 +67,8 @@ def mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float | None,
     if len(counts) > MOST_RESAMPLED:
         variance = np.sum((sums - mean * counts) ** 2) * len(counts) / (len(counts) - 1)
         half = 1.959964 * float(np.sqrt(variance)) / len(values)
-        return mean, [mean - half, mean + half]
+        low, high = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else (-np.inf, np.inf)
+        return mean, [max(low, mean - half), min(high, mean + half)]
     random = np.random.RandomState(0)
     means = np.empty(RESAMPLES)
     for start in range(0, RESAMPLES, 50):

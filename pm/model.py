@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, Cohere2Config, Cohere2Model,
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pm.data.comparison import LABELS
-from pm.errors import UserError
+from pm.errors import UserError, first_line
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
          "intermediate_size": 352, "sliding_window": 256, "max_position_embeddings": 8192}
@@ -91,7 +91,7 @@ def load_tokenizer(name: str):
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise UserError(f"--model {name}: no tokenizer can be loaded: {_first_line(error)}") from None
+        raise UserError(f"--model {name}: no tokenizer can be loaded: {first_line(error)}") from None
 
 
 def load_model(name: str, dtype: torch.dtype) -> tuple[Cohere2ForSequenceClassification, bool]:
@@ -102,7 +102,7 @@ def load_model(name: str, dtype: torch.dtype) -> tuple[Cohere2ForSequenceClassif
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise UserError(f"--model {name} cannot be loaded: {_first_line(error)}") from None
+        raise UserError(f"--model {name} cannot be loaded: {first_line(error)}") from None
     if not isinstance(config, Cohere2Config):
         raise UserError(f"--model {name} is of type {config.model_type}; a cohere2 model is needed")
     if "Cohere2ForSequenceClassification" in (config.architectures or ()) and config.num_labels != len(LABELS):
@@ -111,7 +111,7 @@ def load_model(name: str, dtype: torch.dtype) -> tuple[Cohere2ForSequenceClassif
         model, info = Cohere2ForSequenceClassification.from_pretrained(
             name, dtype=dtype, output_loading_info=True, **_label_names())
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model {name}: the weights cannot be loaded: {_first_line(error)}") from None
+        raise UserError(f"--model {name}: the weights cannot be loaded: {first_line(error)}") from None
     missing = set(info["missing_keys"])
     if missing - {HEAD}:
         others = sorted(missing - {HEAD})
@@ -157,6 +157,3 @@ def _label_names() -> dict:
     return {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)},
             "num_labels": len(LABELS)}
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from safetensors import SafetensorError
 
 from pm.collator import Collator
 from pm.data.comparison import LABELS, Comparison
 from pm.distributed import gather_lists, rank, world_size
 from pm.encoding import Encoder, Template
-from pm.errors import UserError
+from pm.errors import UserError, first_line
 from pm.model import load_model, load_tokenizer, unswap
 from pm.plan import plan_evaluation
 
@@ -34,7 +35,9 @@ def score(model, rows: Dataset, template: Template, token_budget: int, device: t
     if not len(rows):
         return []
     collate = Collator(template)
-    plan = plan_evaluation(np.asarray(rows.with_format("numpy")["tokens"][:]), token_budget // 2,
+    lengths = np.asarray(rows.with_format("numpy")["tokens"][:])
+    shortest = int(lengths.argmin())
+    plan = plan_evaluation(lengths, token_budget // 2,
                            world_size() if shared else 1)
     micro_batches = plan[rank() if shared else 0]
     was_training = model.training
@@ -42,7 +45,7 @@ def score(model, rows: Dataset, template: Template, token_budget: int, device: t
     scored: list[tuple[list[int], torch.Tensor]] = []
     for numbers in progress(micro_batches):
         # A micro-batch without rows is run on some row all the same: ZeRO 3 gathers weights at every forward.
-        batch = collate([rows[number] for number in numbers or [0]], [BOTH] * max(1, len(numbers)))
+        batch = collate([rows[number] for number in numbers or [shortest]], [BOTH] * max(1, len(numbers)))
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         logits_BC = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         scored.append((numbers, unswap(logits_BC, batch["swapped"])))
@@ -79,17 +82,24 @@ class PreferenceModel:
         Raises `UserError` where there is no export.
         """
         folder = find_export(name)
-        settings = json.loads((folder / SETTINGS).read_text("utf-8"))
-        dtype = getattr(torch, settings["dtype"])
-        if settings["tune"] == "lora":
-            base = folder / "base"
-            model, _ = load_model(str(base) if base.is_dir() else settings["base"], dtype)
-            model = PeftModel.from_pretrained(model, str(folder))
-        else:
-            model, _ = load_model(str(folder), dtype)
+        try:
+            settings = json.loads((folder / SETTINGS).read_text("utf-8"))
+            dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings["dtype"]]
+            if settings["tune"] == "lora":
+                base = folder / "base"
+                model, _ = load_model(str(base) if base.is_dir() else settings["base"], dtype)
+                if not (folder / "adapter_model.safetensors").is_file():
+                    raise UserError(f"{folder} holds no adapter_model.safetensors")
+                model = PeftModel.from_pretrained(model, str(folder))
+            else:
+                model, _ = load_model(str(folder), dtype)
+            encoder = Encoder(load_tokenizer(str(folder)), settings["max_length"])
+            if (settings["template"], settings["labels"]) != (encoder.template.saved(), list(LABELS)):
+                raise UserError(f"{folder} was trained with another template or other labels than this code has")
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"the export {folder} cannot be read: {first_line(error)}") from None
         for parameter in model.parameters():  # not `.to(dtype)`: the rotary frequencies are buffers and stay fp32
             parameter.data = parameter.data.to(dtype)
-        encoder = Encoder(load_tokenizer(str(folder)), settings["max_length"])
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(model, encoder, settings, device)
 
@@ -131,8 +141,7 @@ def find_export(name: str | Path) -> Path:
     try:
         folder = Path(snapshot_download(str(name)))
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--model {name} is neither a folder nor a hub id that can be read: {reason}") from None
+        raise UserError(f"--model {name}: neither a folder nor a readable hub id: {first_line(error)}") from None
     if not (folder / SETTINGS).is_file():
         raise UserError(f"--model {name} was not exported by this project: it has no {SETTINGS}")
     return folder

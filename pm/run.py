@@ -15,7 +15,8 @@ import torch
 from datasets import Dataset
 
 from pm import distributed
-from pm.config import Arguments, Config
+from pm.config import Arguments, Config, load_config
+from pm.data.comparison import text_hash
 from pm.data.prepare import describe, encode, read, split_rows, training_texts
 from pm.encoding import Encoder
 from pm.errors import UserError
@@ -39,25 +40,29 @@ class Data:
 
 
 def open_run(arguments: Arguments) -> Path:
-    """The run's folder, the same on all ranks; a new one gets its settings written."""
-    if arguments.resume:
-        return arguments.resume
-    run = Path(distributed.from_main(arguments.config.output or f"runs/{datetime.now():%Y%m%d-%H%M%S}"))
+    """The run's folder, the same on all ranks; a new one gets its settings written.
+
+    Raises `UserError` where `--output` is a run with checkpoints, or a folder of something else.
+    """
+    return arguments.resume or distributed.on_main(lambda: _new_run(arguments))
+
+
+def _new_run(arguments: Arguments) -> Path:
+    run = Path(arguments.config.output or f"runs/{datetime.now():%Y%m%d-%H%M%S}")
     if (run / "checkpoints").exists():
         raise UserError(f"--output {run} holds a run already; continue it with --resume {run}, or name another")
-    distributed.barrier()
-    if distributed.is_main():
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output {run} cannot be made: {error.strerror}") from None
-        # What an attempt that came to no checkpoint left behind.
-        shutil.rmtree(run / "base", ignore_errors=True)
-        (run / "metrics.jsonl").unlink(missing_ok=True)
-        _write(run / "ds_config.json", arguments.ds_config)
-        _write(run / "environment.json", _environment())
-        _write(run / "config.json", dataclasses.asdict(arguments.config))
-    distributed.barrier()
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if any(run.iterdir()):
+            load_config(run)  # an attempt that came to no checkpoint, or nothing of ours
+    except (OSError, UserError) as error:
+        raise UserError(f"--output {run} cannot be a new run's folder: {error}") from None
+    shutil.rmtree(run / "base", ignore_errors=True)
+    for name in ("metrics.jsonl", "data.json"):
+        (run / name).unlink(missing_ok=True)
+    _write(run / "ds_config.json", arguments.ds_config)
+    _write(run / "environment.json", environment())
+    _write(run / "config.json", dataclasses.asdict(arguments.config))
     return run
 
 
@@ -82,15 +87,27 @@ def load_data(config: Config, run: Path) -> Data:
     key = f"{train.key} {test.key if test else config.test_fraction}"
     encoded = [encode(rows, f"{key} {side}", encoder, config.cache_dir)
                for side, rows in (("train", train_rows), ("test", test_rows))]
+    _check_same_data(run, {side: text_hash(*rows["id"][:], *map(str, rows["tokens"][:]))
+                           for side, rows in zip(("train", "test"), encoded, strict=True)})
     lines = [describe("train", train_rows, encoded[0]), describe("test", test_rows, encoded[1])]
     for name, rows in (("--data", train), ("--test_data", test)):
         if rows and rows.report.rejected:
-            lines.append(f"{name}: {len(rows.report.rejected)} of {rows.report.read} rows rejected, such as "
-                         + "; ".join(rows.report.rejected[:5]))
+            (run / "rejected.txt").write_text("\n".join(rows.report.rejected) + "\n", "utf-8")
+            lines.append(f"{name}: {len(rows.report.rejected)} of {rows.report.read} rows rejected (all in "
+                         f"{run / 'rejected.txt'}), such as {'; '.join(rows.report.rejected[:5])}")
     return Data(*encoded, train_rows, encoder, "\n".join(lines))
 
 
-def build_model(config: Config, run: Path, dtype: torch.dtype):
+def _check_same_data(run: Path, found: dict[str, str]) -> None:
+    """A run's split is that of its start: rows that moved to the other side would be evaluated after training."""
+    path = run / "data.json"
+    if not path.exists():
+        _write(path, found)
+    elif json.loads(path.read_text("utf-8")) != found:
+        raise UserError(f"the data of {run} is no longer what it was trained on ({path} has other hashes)")
+
+
+def build_model(config: Config, run: Path, dtype: torch.dtype, say=distributed.say):
     """The model that is trained, its head new or kept, with the trainable parameters marked."""
     base = base_of(config, run)
     model, has_head = load_model(base, dtype)
@@ -104,8 +121,8 @@ def build_model(config: Config, run: Path, dtype: torch.dtype):
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
     head = "kept" if has_head and not config.random_base else "new"
-    distributed.say(f"model: {base}, {total:,} parameters, {trained:,} trained ({config.tune}), "
-                    f"{str(dtype).removeprefix('torch.')}, score head {head}")
+    say(f"model: {base}, {total:,} parameters, {trained:,} trained ({config.tune}), "
+        f"{str(dtype).removeprefix('torch.')}, score head {head}")
     return model
 
 
@@ -113,7 +130,8 @@ def dtype_of(ds_config: dict) -> torch.dtype:
     return torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else torch.float32
 
 
-def _environment() -> dict:
+def environment() -> dict:
+    """Command, commit, versions and hardware."""
     def git(*words: str) -> str:
         result = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
         return result.stdout.strip()

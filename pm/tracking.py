@@ -78,7 +78,7 @@ class Tracker:
         self.path = run / "metrics.jsonl"
         self.bar = None
         self.wandb = None
-        self.terminal = sys.stderr.isatty()
+        self.terminal = sys.stdout.isatty() and sys.stderr.isatty()
         if not is_main():
             return
         if self.path.exists():

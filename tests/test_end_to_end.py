@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,16 +42,16 @@ def workplace(tmp_path_factory):
     for stage in range(4):
         settings["zero_optimization"] = {"stage": stage}
         (folder / f"stage{stage}.json").write_text(json.dumps(settings))
+    settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     for stage in (2, 3):
-        settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"},
-                     "zero_optimization": {"stage": stage}}
+        settings["zero_optimization"] = {"stage": stage}
         (folder / f"bf16_stage{stage}.json").write_text(json.dumps(settings))
     return folder
 
 
 def start(workplace: Path, name: str, *flags: str, ranks: int = 1, settings: str = "stage1", resume: bool = False):
     launcher = [sys.executable] if ranks == 1 else [
-        str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", "29411"]
+        str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", free_port()]
     command = [*launcher, "train.py", "--deepspeed_config", str(workplace / f"{settings}.json")]
     if resume:
         command += ["--resume", str(workplace / name)]
@@ -62,9 +63,19 @@ def start(workplace: Path, name: str, *flags: str, ranks: int = 1, settings: str
                             start_new_session=True)
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def train(workplace: Path, name: str, *flags: str, expect: int = 0, **options) -> str:
     """Runs to its end and returns what it printed."""
-    code = start(workplace, name, *flags, **options).wait(timeout=300)
+    return end(start(workplace, name, *flags, **options), workplace, name, expect)
+
+
+def end(process: subprocess.Popen, workplace: Path, name: str, expect: int = 0) -> str:
+    code = process.wait(timeout=300)
     printed = (workplace / f"{name}.log").read_text()
     assert code == expect, printed[-3000:]
     return printed
@@ -136,31 +147,62 @@ def test_eval_py_refuses_rows_that_were_trained_on(reference):
     assert "Traceback" not in result.stderr
 
 
+def test_a_run_whose_data_has_changed_is_not_evaluated_on_another_split(workplace, reference):
+    rows = [{"prompt": f"Say {number}", "chosen": f"Yes {number}", "rejected": "No"} for number in range(40)]
+    path = workplace / "changing.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(workplace, "changed", "--data", str(path), "--max_steps", "1")
+    path.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    command = [sys.executable, "eval.py", "--model", str(workplace / "changed")]
+    result = subprocess.run(command, cwd=ROOT, text=True, env=ENVIRONMENT, capture_output=True, check=False)
+    assert result.returncode == 2
+    assert "is no longer what it was trained on" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_an_export_does_not_replace_a_folder_of_something_else(reference, tmp_path):
+    (tmp_path / "thesis.tex").write_text("Chapter 1")
+    command = [sys.executable, "-m", "pm.export", str(reference / "reference"), "--output", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, text=True, env=ENVIRONMENT, capture_output=True, check=False)
+    assert result.returncode == 2 and result.stderr.strip().endswith("is there already, and is no export")
+    assert (tmp_path / "thesis.tex").read_text() == "Chapter 1"
+    command[-1] = str(tmp_path / "export")
+    result = subprocess.run(command, cwd=ROOT, text=True, env=ENVIRONMENT, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    written, exported = (folder / "adapter_model.safetensors" for folder in (tmp_path / "export",
+                                                                             reference / "reference/export"))
+    assert digest(written) == digest(exported)
+
+
 def test_the_export_holds_tokenizer_template_and_labels(reference):
     export = reference / "reference" / "export"
     tokenizer = AutoTokenizer.from_pretrained(export)
     assert tokenizer.decode(tokenizer("Zürich ☃ 東京", add_special_tokens=False).input_ids) == "Zürich ☃ 東京"
     assert json.loads((export / "config.json").read_text())["id2label"] == {"0": "a", "1": "b"}
     assert json.loads((export / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
+    assert json.loads((export / "preference.json").read_text())["template"]["start"] == 4
 
 
 @pytest.mark.parametrize(("name", "settings", "ranks", "sent"), [
     ("terminated", "stage0", 1, signal.SIGTERM), ("killed_bf16", "bf16_stage2", 1, signal.SIGKILL),
-    ("killed_ranks2", "stage2", 2, signal.SIGKILL), ("killed_zero3", "stage3", 2, signal.SIGKILL),
+    ("killed_zero3", "stage3", 2, signal.SIGKILL),
 ])
-def test_a_resumed_run_ends_in_the_same_bytes(workplace, name, settings, ranks, sent):
+def test_a_resumed_run_ends_in_the_same_bytes(reference, name, settings, ranks, sent):
+    workplace = reference
     flags = ("--max_steps", "8", "--eval_every", "2", "--keep", "9", "--lora_dropout", "0.1", "--orders", "random")
     options = {"settings": settings, "ranks": ranks}
-    train(workplace, f"{name}_whole", *flags, **options)
+    whole = start(workplace, f"{name}_whole", *flags, **options)
     process = start(workplace, name, *flags, **options)
     metrics = workplace / name / "metrics.jsonl"
+    latest = time.monotonic() + 240
     while process.poll() is None and not (metrics.exists() and '"step": 3' in metrics.read_text()):
+        assert time.monotonic() < latest
         time.sleep(0.02)
     os.killpg(process.pid, sent)
     code = process.wait(timeout=120)
     assert code == (0 if sent == signal.SIGTERM else -signal.SIGKILL)
     assert not (workplace / name / "export").exists()
     printed = train(workplace, name, resume=True, **options)
+    end(whole, workplace, f"{name}_whole")
     assert "resumed from" in printed
     assert digest(newest_state(workplace, name)) == digest(newest_state(workplace, f"{name}_whole"))
     adapters = [digest(workplace / run / "export/adapter_model.safetensors") for run in (name, f"{name}_whole")]
@@ -249,8 +291,8 @@ def test_all_weights_are_trained_and_exported_whole_and_the_head_is_kept_from_th
     assert losses(workplace, "from_full")[0] != pytest.approx(0.693147, abs=1e-6)
 
 
-def test_wandb_offline_is_one_run_over_resumes(workplace):
-    ENVIRONMENT["WANDB_MODE"] = "offline"
+def test_wandb_offline_is_one_run_over_resumes(workplace, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "WANDB_MODE", "offline")
     flags = ("--max_steps", "4", "--eval_every", "2", "--keep", "9", "--wandb")
     train(workplace, "tracked", *flags)
     for path in (workplace / "tracked/checkpoints").glob("step_000004*"):

@@ -127,8 +127,8 @@ def test_one_group_is_an_error(groups, prompts, count):
     assert str(caught.value) == f"a split by group needs at least 2 groups of prompts; the data has {count}"
 
 
-def row(identifier: str, group: str, prompt_key: str) -> dict:
-    return {"id": identifier, "group": group, "prompt_key": prompt_key}
+def row(identifier: str, group: str, prompt_key: str, source: str = "file") -> dict:
+    return {"id": identifier, "group": group, "prompt_key": prompt_key, "source": source}
 
 
 TRAIN = [row("1", "g", "p"), row("2", "g", "q"), row("3", "h", "r")]
@@ -152,6 +152,10 @@ def test_an_overlap_names_the_rows(test_row, wanted):
 
 def test_an_equal_text_in_another_column_is_no_overlap():
     assert overlap(TRAIN, [row("g", "p", "1")]) is None
+
+
+def test_an_equal_id_in_another_source_is_no_overlap():
+    assert overlap(TRAIN, [row("1", "i", "s", "another file")]) is None
 
 
 def test_an_overlap_counts_all_rows_and_shows_three():

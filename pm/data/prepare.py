@@ -71,7 +71,7 @@ def check_overlap(train_rows: Dataset, test_rows: Dataset) -> None:
 
 
 def _keys(rows: Dataset) -> Iterator[dict]:
-    columns = ("id", "group", "prompt_key")
+    columns = ("id", "group", "prompt_key", "source")
     for values in zip(*(rows[column][:] for column in columns), strict=True):
         yield dict(zip(columns, values, strict=True))
 
@@ -123,7 +123,10 @@ def _cached(folder: Path, build: Callable[[Path], None]) -> Path:
         return folder
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--cache_dir {folder.parent} cannot be written: {error.strerror}") from None
     try:
         build(temporary)
         os.rename(temporary, folder)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pm.data import sample
 from pm.data.comparison import LABELS, ROLES, Comparison, prompt_key, text_hash
-from pm.errors import UserError
+from pm.errors import UserError, first_line
 
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
@@ -198,9 +198,8 @@ def _hub_splits(spec: str) -> list[tuple[str, object]]:
     try:
         splits = load_dataset(name, config or None)
     except Exception as error:  # the library raises a dozen kinds; what the user typed is the cause of nearly all
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"--data {spec}: neither a local file ({', '.join(FILE_ENDINGS)}) nor a dataset that can be "
-                        f"loaded: {reason[0]}") from None
+                        f"loaded: {first_line(error)}") from None
     wanted = patterns.split(",") if patterns else ["train", "*_train"]
     chosen = [key for key in splits if any(fnmatch.fnmatchcase(key, pattern) for pattern in wanted)]
     if not chosen and patterns:
@@ -266,7 +265,7 @@ def _comparison(row: dict, language: str, source: str, prompt: list[dict], a: st
     identifier = _optional(row, "id") or text_hash(json.dumps(prompt), a, b)
     return Comparison(
         id=identifier,
-        group=_group(row, source) or "prompt-" + prompt_key(prompt),
+        group=_group(row) or "prompt-" + prompt_key(prompt),
         language=_optional(row, "language") or language or "und",
         source=_optional(row, "source") or source,
         kind=_optional(row, "kind"),
@@ -274,10 +273,10 @@ def _comparison(row: dict, language: str, source: str, prompt: list[dict], a: st
     )
 
 
-def _group(row: dict, source: str) -> str:
+def _group(row: dict) -> str:
     """What links translations: our `group`, or the row number in the original of `multilingual/orca_dpo_pairs`."""
     index = _optional(row, "mllm_index")
-    return _optional(row, "group") or (f"{source.partition('#')[0]}-{index}" if index else "")
+    return _optional(row, "group") or (f"mllm-{index}" if index else "")
 
 
 def _optional(row: dict, column: str) -> str:

@@ -11,7 +11,8 @@ def split(groups: Sequence[str], prompt_keys: Sequence[str], test_fraction: floa
 
     Rows with the same group, or with the same prompt, are always on one side: groups that share a prompt are
     joined first. A joined group is in the test split where the hash of its name falls under `test_fraction`, so
-    it stays there when other rows are added; where that leaves a side empty, the group nearest to the line moves.
+    it stays there when rows are added that do not join it to another; where that leaves a side empty, the group
+    nearest to the line moves.
     Raises `UserError` where there is only one group.
     """
     joined = _join(groups, prompt_keys)
@@ -30,18 +31,18 @@ def split(groups: Sequence[str], prompt_keys: Sequence[str], test_fraction: floa
 def overlap(train: Iterable[dict], test: Iterable[dict], shown: int = 3) -> str | None:
     """Names rows of `test` whose id, group or prompt is in `train` too; None where there are none.
 
-    Rows need the keys `id`, `group` and `prompt_key`.
+    Rows need the keys `id`, `group`, `prompt_key` and `source`; an id counts within its source.
     """
-    seen: dict[tuple[str, str], str] = {}
+    seen: dict[tuple[str, ...], str] = {}
     for row in train:
         for column in ("id", "group", "prompt_key"):
-            seen.setdefault((column, row[column]), row["id"])
+            seen.setdefault(_key(row, column), row["id"])
     found = []
     total = count = 0
     for row in test:
         total += 1
         for column in ("prompt_key", "group", "id"):
-            other = seen.get((column, row[column]))
+            other = seen.get(_key(row, column))
             if other is not None:
                 count += 1
                 if len(found) < shown:
@@ -49,6 +50,10 @@ def overlap(train: Iterable[dict], test: Iterable[dict], shown: int = 3) -> str 
                     found.append(f"{row['id']} (test) and {other} (train) share their {name}")
                 break
     return f"{count} of {total} test rows: {'; '.join(found)}" if count else None
+
+
+def _key(row: dict, column: str) -> tuple[str, ...]:
+    return (column, row[column], row["source"]) if column == "id" else (column, row[column])
 
 
 def _join(groups: Sequence[str], prompt_keys: Sequence[str]) -> list[str]:

@@ -65,6 +65,8 @@ def _rows(arguments: argparse.Namespace, model: PreferenceModel, run: Path | Non
               file=sys.stderr)
     elif not arguments.allow_overlap:
         check_overlap(load_data(load_config(run), run).train_rows, source.rows)
+    if source.report.rejected:
+        print(f"--data: {source.report.describe()}")
     encoded = encode(source.rows, source.key, model.encoder, arguments.cache_dir)
     print(f"model: {run or arguments.model}\n{describe(' '.join(arguments.data), source.rows, encoded)}")
     return encoded

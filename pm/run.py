@@ -93,8 +93,7 @@ def load_data(config: Config, run: Path) -> Data:
     for name, rows in (("--data", train), ("--test_data", test)):
         if rows and rows.report.rejected:
             (run / "rejected.txt").write_text("\n".join(rows.report.rejected) + "\n", "utf-8")
-            lines.append(f"{name}: {len(rows.report.rejected)} of {rows.report.read} rows rejected (all in "
-                         f"{run / 'rejected.txt'}), such as {'; '.join(rows.report.rejected[:5])}")
+            lines.append(f"{name}: {rows.report.describe()} (all in {run / 'rejected.txt'})")
     return Data(*encoded, train_rows, encoder, "\n".join(lines))
 
 

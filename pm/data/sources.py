@@ -34,6 +34,9 @@ class ReadReport:
     read: int = 0
     rejected: list[str] = field(default_factory=list)
 
+    def describe(self) -> str:
+        return f"{len(self.rejected):,} of {self.read:,} rows rejected, such as {'; '.join(self.rejected[:5])}"
+
 
 def read_source(spec: str, max_bad_fraction: float, report: ReadReport) -> Iterator[Comparison]:
     """The rows of one source. Each bad one is noted in `report` as `file:line: reason` and left out.

@@ -25,8 +25,8 @@ def main(argv: list[str]) -> None:
     quiet_libraries()
     arguments = _parse(argv)
     name = arguments.model or str(newest_run("export"))
-    model = PreferenceModel.from_pretrained(name)
     export = find_export(name)
+    model = PreferenceModel.from_pretrained(export)
     run = export.parent if (export.parent / "config.json").is_file() else None
 
     kept = Path("evaluation" if not arguments.data else f"evaluation-{text_hash(*arguments.data)[:8]}")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from safetensors import SafetensorError
 
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
 
 class UserError(Exception):
     """Names the file or flag, the rule and the value; `main` prints it on one line."""
@@ -16,22 +18,22 @@ def run_main(main: Callable[[list[str]], None], is_main_rank: Callable[[], bool]
     line and exit code 2, Ctrl-C with exit code 130."""
     try:
         main(sys.argv[1:])
-    except UserError as error:
-        if is_main_rank():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    except (UserError, OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in CANNOT_WRITE:
             raise
         if is_main_rank():
-            print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except SafetensorError as error:  # how a full disk or a damaged file shows where tensors are written or read
-        if is_main_rank():
-            print(f"error: a safetensors file cannot be written or read: {error}", file=sys.stderr, flush=True)
+            print(f"error: {_told(error)}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'} cannot be written: {error.strerror}"
+    if isinstance(error, SafetensorError):  # how a full disk or a damaged file shows where tensors are written or read
+        return f"a safetensors file cannot be written or read: {error}"
+    return str(error)
 
 
 def first_line(error: Exception) -> str:

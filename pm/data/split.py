@@ -46,7 +46,7 @@ def overlap(train: Iterable[dict], test: Iterable[dict], shown: int = 3) -> str 
             if other is not None:
                 count += 1
                 if len(found) < shown:
-                    name = {"prompt_key": "prompt", "group": "group", "id": "id"}[column]
+                    name = column.removesuffix("_key")
                     found.append(f"{row['id']} (test) and {other} (train) share their {name}")
                 break
     return f"{count} of {total} test rows: {'; '.join(found)}" if count else None

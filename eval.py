@@ -13,9 +13,13 @@ from tqdm import tqdm
 
 from pm import report
 from pm.config import Config, fail, load_config, newest_run
-from pm.data.comparison import text_hash
+from pm.data.example import text_hash
+from pm.data.forms import FORMS
 from pm.data.prepare import check_overlap, describe, encode, read
+from pm.data.sources import Reading
+from pm.data.targets import with_targets
 from pm.errors import UserError, run_main
+from pm.metrics import evaluation
 from pm.predict import PreferenceModel, find_export
 from pm.run import environment, load_data
 from pm.tracking import quiet_libraries
@@ -38,7 +42,7 @@ def main(argv: list[str]) -> None:
     rows = _rows(arguments, model, run)
     predictions = model.score(rows, arguments.tokens_per_micro_batch,
                               lambda items: tqdm(items, desc="score", unit="batch", disable=None, leave=False))
-    metrics = report.evaluation(predictions)
+    metrics = evaluation(predictions)
 
     with (output / "predictions.jsonl").open("w", encoding="utf-8") as file:
         for row in predictions:
@@ -46,7 +50,7 @@ def main(argv: list[str]) -> None:
     about = {"model": name, "checkpoint": model.settings["checkpoint"], "data": arguments.data or "run's test split"}
     metrics = {"about": about | environment(), **metrics}
     (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
-    print(f"\n{report.table(metrics)}\n\n{report.LEGEND}\n\nwrote {output / 'predictions.jsonl'} and metrics.json")
+    print(f"\n{report.table(metrics)}\n\nwrote {output / 'predictions.jsonl'} and metrics.json")
 
 
 def _rows(arguments: argparse.Namespace, model: PreferenceModel, run: Path | None) -> Dataset:
@@ -59,7 +63,9 @@ def _rows(arguments: argparse.Namespace, model: PreferenceModel, run: Path | Non
             raise UserError(f"{run} has no test split; give --data")
         print(f"model: {run}\n{data.summary}")
         return data.test
-    source = read(arguments.data, arguments.cache_dir, arguments.max_bad_fraction)
+    reading = Reading(model.task.name, arguments.format, arguments.margin_scale, arguments.detect_languages,
+                      arguments.max_bad_fraction)
+    source = read(arguments.data, reading, arguments.cache_dir)
     if run is None:
         print("warning: the model's run is not known, so its training split cannot be compared with --data",
               file=sys.stderr)
@@ -67,7 +73,7 @@ def _rows(arguments: argparse.Namespace, model: PreferenceModel, run: Path | Non
         check_overlap(load_data(load_config(run), run).train_rows, source.rows)
     if source.report.rejected:
         print(f"--data: {source.report.describe()}")
-    encoded = encode(source.rows, source.key, model.encoder, arguments.cache_dir)
+    encoded = with_targets(encode(source.rows, source.key, model.encoder, arguments.cache_dir), model.task.labels)
     print(f"model: {run or arguments.model}\n{describe(' '.join(arguments.data), source.rows, encoded)}")
     return encoded
 
@@ -79,7 +85,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--allow_overlap", action="store_true", help="evaluate rows of the training split as well")
     parser.add_argument("--output", help="folder for predictions.jsonl and metrics.json [RUN/evaluation, or "
                                            "RUN/evaluation-HASH with --data]")
-    for name, kind in (("tokens_per_micro_batch", int), ("max_bad_fraction", float), ("cache_dir", str)):
+    parser.add_argument("--format", choices=FORMS, help="as for train.py")
+    parser.add_argument("--detect_languages", action="store_true", help="as for train.py")
+    for name, kind in (("tokens_per_micro_batch", int), ("max_bad_fraction", float), ("margin_scale", float),
+                       ("cache_dir", str)):
         default = getattr(Config, name)
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"as for train.py [{default}]")
     parser.error = fail

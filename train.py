@@ -24,7 +24,7 @@ from pm.engine import (
 from pm.errors import UserError, run_main
 from pm.export import finish
 from pm.loss import preference_loss
-from pm.metrics import summarise
+from pm.metrics import evaluation, summarise
 from pm.model import parameter_groups, unswap
 from pm.predict import score
 from pm.run import build_model, dtype_of, load_data, open_run
@@ -49,12 +49,12 @@ def main(argv: list[str]) -> None:
     # 2. Data
     data = distributed.main_first(lambda: load_data(config, run))
     distributed.say(f"run: {run}\n{data.summary}")
-    batches = Batches(data.train, data.encoder.template, ds_config["train_batch_size"], config.tokens_per_micro_batch,
-                      config.orders, config.seed)
+    batches = Batches(data.train, data.rates, data.encoder.template, ds_config["train_batch_size"],
+                      config.tokens_per_micro_batch, config.orders or "none", config.seed)
     total_steps = min(max(1, round(config.epochs * batches.per_epoch)), config.max_steps or 10**12)
 
     # 3. Model and engine
-    model = build_model(config, run, dtype_of(ds_config))
+    model = build_model(config, run, data.task.labels, dtype_of(ds_config))
     optimizer = ds_config["optimizer"]["params"]
     engine, *_ = deepspeed.initialize(model=model, config=engine_config(ds_config),
                                       model_parameters=parameter_groups(model, optimizer.get("weight_decay", 0.0)))
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
 
     # 4. The loop
     def evaluate(rows: Dataset) -> list[dict]:
-        return score(engine, rows, data.encoder.template, config.tokens_per_micro_batch, device, shared=True)
+        return score(engine, rows, data.encoder.template, data.task, config.tokens_per_micro_batch, device, shared=True)
 
     updates, best, skipped = progress["updates"], progress["best"], 0
     predictions, saved = [], resumed.path.name if resumed else None
@@ -79,12 +79,13 @@ def main(argv: list[str]) -> None:
         rate = learning_rate(step, total_steps, optimizer["lr"], config.warmup, config.min_lr)
         seed_step(config.seed, step)
         rows_in_step, micro_batches = batches.step(step)
-        statistics = StepStatistics(device)
+        statistics = StepStatistics(device, data.task.compares, batches.orders_per_row)
         for micro_batch in micro_batches:
             batch = {name: tensor.to(device) for name, tensor in micro_batch.tensors.items()}
             logits_BC = engine(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             logits_NOC = unswap(logits_BC, batch["swapped"]).view(len(micro_batch.ids), batches.orders_per_row, -1)
-            loss_N = preference_loss(logits_NOC, batch["target"], config.order_weight)
+            loss_N = preference_loss(logits_NOC, batch["target"], config.order_weight,
+                                     config.consistency_weight, config.label_smoothing)
             # DeepSpeed averages gradients over the ranks; this makes that the mean over the step's rows.
             engine.backward(loss_N.sum() * (micro_batch.weight * distributed.world_size() / rows_in_step))
             statistics.add(micro_batch, batch["target"], logits_NOC, loss_N)
@@ -123,12 +124,12 @@ def main(argv: list[str]) -> None:
 
     # 6. Export. A resumed run may have made its last step before
     predictions = predictions or evaluate(data.test)
-    metrics = report.evaluation(predictions) if predictions else None
+    metrics = evaluation(predictions) if predictions else None
     shown = data.test if predictions else data.train.select(range(min(16, len(data.train))))
     scored = predictions or evaluate(shown)
     difference = distributed.on_main(lambda: finish(run, saved, shown, scored, metrics))
     if metrics:
-        distributed.say(f"\n{report.table(metrics)}\n\n{report.LEGEND}")
+        distributed.say(f"\n{report.table(metrics)}")
     distributed.say(f"\nexported to {run / 'export'} (loaded afresh, logits differ by {difference:.1g})\n"
                     f"next: python eval.py --model {run}")
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from pm.collator import Collator, draw_orders
 from pm.distributed import rank, world_size
 from pm.encoding import Template
-from pm.plan import epoch_order, plan_step, steps_per_epoch
+from pm.plan import epoch_rows, plan_step, rows_per_epoch, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,15 @@ class MicroBatch:
 class Batches:
     """Micro-batches of any step: a pure function of the rows, the arguments and the step."""
 
-    def __init__(self, rows: Dataset, template: Template, train_batch_size: int, token_budget: int, orders: str,
-                 seed: int):
+    def __init__(self, rows: Dataset, rates: np.ndarray, template: Template, train_batch_size: int, token_budget: int,
+                 orders: str, seed: int):
+        """`rates` (N,): how often each row is used in an epoch (`plan.sampling_rates`)."""
         self.rows = rows
         self.train_batch_size = train_batch_size
         self.orders_per_row = 2 if orders == "both" else 1
-        self.per_epoch = steps_per_epoch(len(rows), train_batch_size)
+        self.per_epoch = steps_per_epoch(rows_per_epoch(rates), train_batch_size)
         self._collate = Collator(template)
-        self._orders, self._seed = orders, seed
+        self._rates, self._orders, self._seed = rates, orders, seed
         self._lengths = np.asarray(rows.with_format("numpy")["tokens"][:])
         self._budget = token_budget // self.orders_per_row
         self._epoch, self._permutation = -1, np.empty(0)
@@ -42,7 +43,7 @@ class Batches:
         """The number of rows of step `number` on all ranks, and this rank's micro-batches of it."""
         epoch, place = divmod(number, self.per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, epoch_order(len(self.rows), self._seed, epoch)
+            self._epoch, self._permutation = epoch, epoch_rows(self._rates, self._seed, epoch)
         chosen = self._permutation[place * self.train_batch_size : (place + 1) * self.train_batch_size]
         plan = plan_step(self._lengths, chosen, self._budget, world_size())[rank()]
         shortest = int(chosen[self._lengths[chosen].argmin()])

@@ -11,8 +11,11 @@ from pm.encoding import Template
 def draw_orders(identifier: str, orders: str, seed: int, epoch: int) -> list[bool]:
     """Which orders of a row to read: True stands for B before A.
 
-    `both` gives both; `random` gives one, drawn anew for every (seed, epoch, id).
+    `both` gives both; `random` gives one, drawn anew for every (seed, epoch, id); `none` is for rows without
+    responses, and gives the one order that they have.
     """
+    if orders == "none":
+        return [False]
     if orders == "both":
         return [False, True]
     digest = hashlib.sha256(f"swap {seed} {epoch} {identifier}".encode()).digest()
@@ -34,7 +37,7 @@ class Collator:
         target          [[1.0, 0.0], [0.0, 1.0]]
 
     The target is in the row's own order, whatever the order read: it is the logits that are put back
-    (`model.unswap`). Rows are never changed.
+    (`model.unswap`). In a row without responses `a_ids` and `b_ids` are None. Rows are never changed.
     """
 
     def __init__(self, template: Template):
@@ -45,8 +48,8 @@ class Collator:
         sequences, swapped = [], []
         for row, row_orders in zip(rows, orders, strict=True):
             for swap in row_orders:
-                first, second = (row["b_ids"], row["a_ids"]) if swap else (row["a_ids"], row["b_ids"])
-                sequences.append(self.template.sequence(row["prompt_ids"], first, second))
+                responses = [] if row["a_ids"] is None else [row["a_ids"], row["b_ids"]]
+                sequences.append(self.template.sequence(row["prompt_ids"], *(responses[::-1] if swap else responses)))
                 swapped.append(swap)
         longest = max(map(len, sequences))
         input_ids_BL = torch.full((len(sequences), longest), self.template.pad)

@@ -13,7 +13,9 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pm.data.forms import FORMS
 from pm.errors import UserError
+from pm.task import CLASSIFICATION, PREFERENCE
 
 SMALL_RANDOM = "small-random"
 SAMPLE = "sample"
@@ -39,10 +41,26 @@ def flag(default, text: str, choices: tuple = (), changeable: bool = False):
 class Config:
     # data
     data: list[str] = flag([SAMPLE], "sources: sample, local files (.jsonl[.gz] .json .csv .parquet) or Hub datasets "
-                                     "as id[@config][#split,pattern_*]")
+                                     "as id[@config][#split,pattern_*]; with :0.5 at the end each row is used half "
+                                     "as often")
     test_data: list[str] = flag([], "sources of the test split; without them it is taken from --data")
+    benchmark_data: list[str] = flag([], "sources that the model will be judged on later: the audit reports which of "
+                                         "their prompts are in the training split")
     test_fraction: float | None = flag(None, "share of prompt groups in the test split "
                                              "[0.05; 0.25 of the embedded sample, which has few groups]")
+    task: str = flag(PREFERENCE, "what is decided: which response is better, or the class of a text",
+                     (PREFERENCE, CLASSIFICATION))
+    labels: list[str] = flag([], "classes, in the order of the logits [a b, or a b tie, for a preference; those of the "
+                                 "training split for a classification]")
+    format: str | None = flag(None, "form of the rows [the first form whose columns a row has]", tuple(FORMS))
+    margin_scale: float = flag(1.0, "log-odds that a margin of 1 stands for, where rows have a margin")
+    detect_languages: bool = flag(False, "detect the language of rows that name none (py3langid)")
+    language_temperature: float = flag(1.0, "share of a language in an epoch, as a power of its share of the rows: 1 "
+                                            "as is, towards 0 all alike")
+    teacher: str | None = flag(None, "predictions.jsonl of another model's evaluation of the training rows: its "
+                                     "probabilities become targets")
+    teacher_temperature: float = flag(1.0, "by which the teacher's logits are divided")
+    teacher_weight: float = flag(0.5, "share of the teacher in the targets; the rest is the label's")
     max_bad_fraction: float = flag(0.01, "stop where a larger share of a source's rows is bad")
     max_length: int = flag(2048, "tokens of one sequence: the template, the prompt and both responses")
     cache_dir: str = flag("~/.cache/pm", "where read and tokenised data is kept", changeable=True)
@@ -57,9 +75,11 @@ class Config:
     gradient_checkpointing: bool | None = flag(None, "recompute activations in the backward pass [not for "
                                                      "small-random]", changeable=True)
     # training
-    orders: str = flag("both", "orders of a pair in a step: one drawn at random, or both, with the loss on the logits "
-                               "averaged over them", ("random", "both"))
+    orders: str | None = flag(None, "orders of a pair in a step: one drawn at random, or both, with the loss on the "
+                                    "logits averaged over them [both; a classification has none]", ("random", "both"))
     order_weight: float = flag(0.5, "weight of each single order's own loss where --orders both")
+    consistency_weight: float = flag(0.0, "weight of the divergence between the two orders where --orders both")
+    label_smoothing: float = flag(0.0, "share of each target that is spread over all classes")
     epochs: float = flag(1.5, "passes over the training split")
     max_steps: int | None = flag(None, "stop after this many steps; the schedule ends there too")
     warmup: float = flag(0.05, "share of the steps in which the learning rate rises")
@@ -129,7 +149,7 @@ def newest_run(holds: str, root: Path = Path("runs")) -> Path:
 def load_config(run: Path) -> Config:
     """The settings of a run. Raises `UserError`."""
     try:
-        return _check(Config(**json.loads((run / "config.json").read_text("utf-8"))))
+        return _check(_defaults(Config(**json.loads((run / "config.json").read_text("utf-8")))))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{run} is not a run: config.json cannot be read: {error}") from None
 
@@ -242,7 +262,7 @@ def _add_flag(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
     elif typing.get_origin(kind) is list:
-        options |= {"nargs": "+", "metavar": "SOURCE"}
+        options |= {"nargs": "+", "metavar": "LABEL" if item.name == "labels" else "SOURCE"}
     else:
         options |= {"type": kind}
         options |= {"choices": item.metadata["choices"]} if item.metadata["choices"] else {
@@ -259,24 +279,40 @@ def _defaults(config: Config) -> Config:
     """Fills in the defaults that depend on other flags."""
     values = {}
     if config.test_fraction is None:
-        values["test_fraction"] = 0.0 if config.test_data else 0.25 if config.data == [SAMPLE] else 0.05
+        values["test_fraction"] = default_test_fraction(config.data, config.test_data)
     if config.train_embeddings is None:
         values["train_embeddings"] = config.random_base and config.tune == "lora"
     if config.gradient_checkpointing is None:
         values["gradient_checkpointing"] = not config.random_base
+    if config.task == PREFERENCE:
+        values |= {"orders": config.orders or "both", "labels": config.labels or ["a", "b"]}
     return dataclasses.replace(config, **values)
+
+
+def default_test_fraction(data: list[str], test_data: list[str]) -> float:
+    return 0.0 if test_data else 0.25 if all(map(_is_sample, data)) else 0.05
+
+
+def _is_sample(source: str) -> bool:
+    return source.partition(":")[0] == SAMPLE
 
 
 def _check(config: Config) -> Config:
     rules = [
         ("test_fraction", 0 <= config.test_fraction < 1, "at least 0 and below 1"),
         ("max_bad_fraction", 0 <= config.max_bad_fraction <= 1, "between 0 and 1"),
+        ("margin_scale", 0 < config.margin_scale < math.inf, "a number above 0"),
+        ("language_temperature", 0 <= config.language_temperature < math.inf, "a number, at least 0"),
+        ("teacher_temperature", 0 < config.teacher_temperature < math.inf, "a number above 0"),
+        ("teacher_weight", 0 < config.teacher_weight <= 1, "above 0, at most 1"),
         ("vocab_size", config.vocab_size >= 400, "at least 400: 256 bytes, the control tokens and some letters"),
         ("lora_rank", config.lora_rank >= 1, "at least 1"),
         ("lora_alpha", 0 < config.lora_alpha < math.inf, "a number above 0"),
         ("seed", abs(config.seed) < 2**31, "within 32 bits"),
         ("lora_dropout", 0 <= config.lora_dropout < 1, "at least 0 and below 1"),
         ("order_weight", 0 <= config.order_weight <= 1, "between 0 and 1"),
+        ("consistency_weight", 0 <= config.consistency_weight < math.inf, "a number, at least 0"),
+        ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
         ("epochs", 0 < config.epochs < math.inf, "above 0"),
         ("max_steps", config.max_steps is None or config.max_steps >= 1, "at least 1"),
         ("warmup", 0 <= config.warmup <= 1, "between 0 and 1"),
@@ -289,8 +325,21 @@ def _check(config: Config) -> Config:
     for name, good, rule in rules:
         if not good:
             raise UserError(f"--{name} {getattr(config, name)}: must be {rule}")
+    if config.task == PREFERENCE and config.labels not in (["a", "b"], ["a", "b", "tie"]):
+        raise UserError(f"--labels {' '.join(config.labels)}: those of a preference are a b, or a b tie")
+    if len(set(config.labels)) < len(config.labels) or len(config.labels) == 1:
+        raise UserError(f"--labels {' '.join(config.labels)}: at least two different ones are needed")
+    if config.task == CLASSIFICATION and config.orders:
+        raise UserError(f"--orders {config.orders} is of two responses; --task classification has none")
+    if config.task == CLASSIFICATION and any(map(_is_sample, config.data)):
+        raise UserError("--task classification needs --data: the embedded sample holds comparisons")
+    if config.format and FORMS[config.format].task != config.task:
+        raise UserError(f"--format {config.format} is of --task {FORMS[config.format].task}")
     if config.test_data and config.test_fraction:
         raise UserError(f"--test_data and --test_fraction {config.test_fraction} say two things; give one")
+    if config.consistency_weight and config.orders != "both":
+        raise UserError(f"--consistency_weight {config.consistency_weight:g} compares two orders; it needs "
+                        "--orders both")
     if config.train_embeddings and config.tune == "full":
         raise UserError("--train_embeddings: --tune full trains them anyway")
     return config

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datasets import Features, List, Value
 from tokenizers import Tokenizer
 
-from pm.data.comparison import text_hash
+from pm.data.example import text_hash
 from pm.errors import UserError
 from pm.tokenizer import CHATBOT, END_TURN, START_TURN, SYSTEM, USER
 
@@ -23,7 +23,8 @@ ENCODED_FEATURES = Features({
     "source": Value("string"),
     "kind": Value("string"),
     "prompt_key": Value("string"),
-    "target": List(Value("float64")),
+    "source_index": Value("int32"),
+    "target": List({"label": Value("string"), "probability": Value("float64")}),
     "prompt_ids": List(Value("int32")),
     "a_ids": List(Value("int32")),
     "b_ids": List(Value("int32")),
@@ -34,13 +35,16 @@ ENCODED_FEATURES = Features({
 })
 
 
+COPIED = ("id", "group", "language", "source", "kind", "prompt_key", "source_index", "target")
+
+
 @dataclass(frozen=True)
 class Template:
     """The control tokens, as ids. A sequence is
 
     `BOS [START role prompt-turn END]... START chatbot first-response END START chatbot second-response END EOS`
 
-    and the score is read on the last token.
+    in a comparison, `BOS [START user text END]... EOS` in a classification; the score is read on the last token.
     """
 
     bos: int
@@ -70,13 +74,10 @@ class Template:
     def turn(self, role: str, ids: Sequence[int]) -> list[int]:
         return [self.start, self.roles[role], *ids, self.end]
 
-    def sequence(self, prompt_ids: Sequence[int], first: Sequence[int], second: Sequence[int]) -> list[int]:
-        """`prompt_ids` are whole turns; the responses are bare."""
-        return [self.bos, *prompt_ids, *self.turn("assistant", first), *self.turn("assistant", second), self.eos]
-
-    def overhead(self) -> int:
-        """Tokens of a sequence that belong to none of the three texts."""
-        return len(self.sequence([], [], []))
+    def sequence(self, prompt_ids: Sequence[int], *responses: Sequence[int]) -> list[int]:
+        """`prompt_ids` are whole turns; the responses, two or none, are bare."""
+        ends = [token for response in responses for token in self.turn("assistant", response)]
+        return [self.bos, *prompt_ids, *ends, self.eos]
 
 
 def share_budget(lengths: Sequence[int], total: int) -> list[int]:
@@ -93,7 +94,10 @@ def share_budget(lengths: Sequence[int], total: int) -> list[int]:
 
 
 class Encoder:
-    """Turns rows of text into rows of ids that fit `max_length` in either order of the responses."""
+    """Turns rows of text into rows of ids that fit `max_length` in either order of the responses.
+
+    The prompt and the two responses share the tokens; in a classification, which has no responses, its texts do.
+    """
 
     def __init__(self, tokenizer, max_length: int):
         if max_length < MIN_MAX_LENGTH:
@@ -109,32 +113,47 @@ class Encoder:
         return text_hash(self._text_tokenizer.to_str(), repr(self.template), str(self.max_length), GAP)
 
     def encode(self, rows: dict[str, list]) -> dict[str, list]:
-        """A batch of columns as in `comparison.FEATURES` to a batch as in `ENCODED_FEATURES`.
+        """A batch of columns as in `example.FEATURES` to a batch as in `ENCODED_FEATURES`.
 
         A row whose kept responses are equal is left out: it holds nothing to learn and nothing to judge.
         """
         contents = [turn["content"] for prompt in rows["prompt"] for turn in prompt]
         turn_ids = iter(self._tokenise(contents))
-        a_ids, b_ids = self._tokenise(rows["response_a"]), self._tokenise(rows["response_b"])
+        a_ids, b_ids = (self._tokenise([text or "" for text in rows[name]]) for name in ("response_a", "response_b"))
         encoded: dict[str, list] = {name: [] for name in ENCODED_FEATURES}
         for number, prompt in enumerate(rows["prompt"]):
             turns = [(turn["role"], next(turn_ids)) for turn in prompt]
-            whole = [sum(len(ids) + TURN_OVERHEAD for _, ids in turns), len(a_ids[number]),
-                     len(b_ids[number])]
-            limits = share_budget(whole, self.max_length - self.template.overhead())
-            a, b = (self._cut_middle(ids[number], limit) for ids, limit in zip((a_ids, b_ids), limits[1:], strict=True))
-            if a == b:
-                continue
-            prompt_ids = self._last_turns(turns, limits[0])
-            row = {name: rows[name][number] for name in ("id", "group", "language", "source", "kind", "prompt_key",
-                                                         "target")}
-            row |= {"prompt_ids": prompt_ids, "a_ids": a, "b_ids": b,
-                    "tokens": self.template.overhead() + len(prompt_ids) + len(a) + len(b),
-                    "tokens_cut": sum(whole) - sum(limits),
-                    "characters_a": len(rows["response_a"][number]), "characters_b": len(rows["response_b"][number])}
+            row = {name: rows[name][number] for name in COPIED}
+            if rows["response_a"][number] is None:
+                row |= self._texts(turns)
+                row |= {"characters_a": sum(len(turn["content"]) for turn in prompt), "characters_b": 0}
+            else:
+                row |= self._comparison(turns, a_ids[number], b_ids[number])
+                row |= {"characters_a": len(rows["response_a"][number]),
+                        "characters_b": len(rows["response_b"][number])}
+                if row["a_ids"] == row["b_ids"]:
+                    continue
             for name, value in row.items():
                 encoded[name].append(value)
         return encoded
+
+    def _comparison(self, turns: list[tuple[str, list[int]]], a_ids: list[int], b_ids: list[int]) -> dict:
+        overhead = len(self.template.sequence([], [], []))
+        whole = [sum(len(ids) + TURN_OVERHEAD for _, ids in turns), len(a_ids), len(b_ids)]
+        limits = share_budget(whole, self.max_length - overhead)
+        a, b = (self._cut_middle(ids, limit) for ids, limit in zip((a_ids, b_ids), limits[1:], strict=True))
+        prompt_ids = self._last_turns(turns, limits[0])
+        return {"prompt_ids": prompt_ids, "a_ids": a, "b_ids": b, "tokens_cut": sum(whole) - sum(limits),
+                "tokens": overhead + len(prompt_ids) + len(a) + len(b)}
+
+    def _texts(self, turns: list[tuple[str, list[int]]]) -> dict:
+        overhead = len(self.template.sequence([]))
+        whole = [len(ids) for _, ids in turns]
+        limits = share_budget(whole, self.max_length - overhead - TURN_OVERHEAD * len(turns))
+        prompt_ids = [token for (role, ids), limit in zip(turns, limits, strict=True)
+                      for token in self.template.turn(role, self._cut_middle(ids, limit))]
+        return {"prompt_ids": prompt_ids, "a_ids": None, "b_ids": None, "tokens_cut": sum(whole) - sum(limits),
+                "tokens": overhead + len(prompt_ids)}
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         longest = self.max_length * CHARACTERS_PER_TOKEN

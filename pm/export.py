@@ -17,12 +17,11 @@ from datasets import Dataset
 
 from pm.checkpoint import Broken, Checkpoint, load, newest
 from pm.config import Config, fail, load_config, newest_run
-from pm.data.comparison import LABELS
 from pm.encoding import Template
 from pm.errors import UserError, run_main
 from pm.model import load_tokenizer
 from pm.predict import SETTINGS, PreferenceModel
-from pm.run import base_of, build_model, dtype_of
+from pm.run import base_of, build_model, dtype_of, saved_labels
 from pm.tracking import quiet_libraries
 
 # How far logits may be from those of the live model, which may be on another device.
@@ -53,7 +52,7 @@ def export(run: Path, checkpoint: Checkpoint, output: Path, metrics: dict | None
     config = load_config(run)
     dtype = dtype_of(json.loads((run / "ds_config.json").read_text("utf-8")))
     stored = torch.float32 if config.tune == "lora" else dtype
-    model = build_model(config, run, dtype, say=lambda text: None)
+    model = build_model(config, run, saved_labels(run), dtype, say=lambda text: None)
     state = checkpoint.state()
     trained = {name: state[f"master/{name}"].to(stored) for name, parameter in model.named_parameters()
                if parameter.requires_grad}
@@ -96,7 +95,8 @@ def _write(folder: Path, run: Path, config: Config, model, checkpoint: Checkpoin
     tokenizer = load_tokenizer(base)
     tokenizer.save_pretrained(folder)
     settings = {
-        "base": base, "tune": config.tune, "dtype": str(dtype).removeprefix("torch."), "labels": list(LABELS),
+        "base": base, "tune": config.tune, "dtype": str(dtype).removeprefix("torch."), "task": config.task,
+        "labels": list(model.config.id2label.values()),
         "max_length": config.max_length, "template": Template.of(tokenizer).saved(), "run": run.name,
         "checkpoint": checkpoint.path.name, "step": checkpoint.trainer["step"],
     }
@@ -107,7 +107,8 @@ def _write(folder: Path, run: Path, config: Config, model, checkpoint: Checkpoin
 
 def _difference(fresh: PreferenceModel, rows: Dataset, live: Sequence[dict]) -> float:
     return max(abs(one - other) for new, old in zip(fresh.score(rows, token_budget=1), live, strict=True)
-               for order in ("logits_ab", "logits_ba") for one, other in zip(new[order], old[order], strict=True))
+               for name in new if name.startswith("logits")
+               for one, other in zip(new[name], old[name], strict=True))
 
 
 def main(argv: list[str]) -> None:

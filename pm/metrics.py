@@ -8,35 +8,51 @@ RESAMPLES = 1000
 MOST_RESAMPLED = 500
 
 
+def evaluation(predictions: Sequence[dict]) -> dict:
+    """All metrics of a set of predictions, as `eval.py` writes them to `metrics.json`."""
+    result = {"overall": summarise(predictions)}
+    result |= {f"by_{column}": by(predictions, column) for column in ("language", "source", "kind")}
+    return result if compares(predictions) else result | by_class(predictions)
+
+
+def compares(predictions: Sequence[dict]) -> bool:
+    """Whether these are comparisons, which have logits for two orders, or classifications."""
+    return "logits_ab" in predictions[0]
+
+
 def summarise(predictions: Sequence[dict]) -> dict[str, float | int | list[float] | None]:
     """Every number of one set of rows.
 
+    Of comparisons:
     accuracy                the better response has the higher probability, averaged over both orders
     accuracy_single_order   the same for verdicts from one order, mean of the two orders
-    log_loss                nats, of the order-averaged probabilities, ties (soft targets) included
+    log_loss                nats, of the order-averaged logits, ties and soft targets included
     flip_rate               the verdict changes when the responses change places
     prefers_first           share of single-order verdicts for the response that stands first; 0.5 is unbiased
     longer_wins             accuracy of 'the longer response in characters is better'
+    accuracy_with_ties      only where `tie` is a class: the most probable of the three is that of the label
     n, n_ties, n_groups     rows, rows among them whose target favours neither, groups of prompts
-    Names ending in `_interval` are 95 % intervals, resampling groups. Accuracies leave ties out, and an even
-    verdict counts half, so a model that always says the same scores 0.5. None: there is nothing to count.
+    Verdicts are between a and b, also where `tie` is a class. Accuracies but the last leave ties out, and an even
+    verdict counts half, so a model that always says the same scores 0.5.
+
+    Of classifications: accuracy (of the most probable class), log_loss, macro_f1 (mean F1 of the classes that the
+    rows have), most_common (accuracy of always saying the most frequent class), n and n_groups.
+
+    Names ending in `_interval` are 95 % intervals, resampling groups. None: there is nothing to count.
     """
-    table = _Table(predictions)
-    decided = table.decided
-    values = {
-        "accuracy": (table.right(table.margin), decided),
-        "accuracy_single_order": ((table.right(table.margin_ab) + table.right(table.margin_ba)) / 2, decided),
-        "log_loss": (table.log_loss(), np.ones_like(decided)),
-        "flip_rate": ((np.sign(table.margin_ab) != np.sign(table.margin_ba)).astype(float), np.ones_like(decided)),
-        "prefers_first": ((_share(table.margin_ab) + _share(-table.margin_ba)) / 2, np.ones_like(decided)),
-        "longer_wins": (table.right(table.length_difference), decided),
-    }
-    result: dict = {"n": len(predictions), "n_ties": int((~decided).sum()), "n_groups": len(set(table.groups))}
+    groups = np.array([row["group"] for row in predictions], dtype=object).astype(str)
+    values = _of_comparisons(predictions) if compares(predictions) else _of_classes(predictions)
+    result: dict = {"n": len(predictions), "n_groups": len(set(groups))}
     for name, (per_row, counted) in values.items():
-        mean, interval = mean_interval(per_row[counted], table.groups[counted])
+        mean, interval = mean_interval(per_row[counted], groups[counted])
         result[name] = mean
         result[f"{name}_interval"] = interval
-    return result
+    if compares(predictions):
+        return result | {"n_ties": int((~values["accuracy"][1]).sum())}
+    confusion, _ = confusion_matrix(predictions)
+    present = confusion.sum(1) > 0
+    return result | {"macro_f1": float(f1(confusion)[present].mean()),
+                     "most_common": float(confusion.sum(1).max() / confusion.sum())}
 
 
 def by(predictions: Sequence[dict], column: str) -> dict[str, dict]:
@@ -45,6 +61,41 @@ def by(predictions: Sequence[dict], column: str) -> dict[str, dict]:
     for row in predictions:
         parts.setdefault(row[column], []).append(row)
     return {value: summarise(rows) for value, rows in sorted(parts.items(), key=lambda item: (-len(item[1]), item[0]))}
+
+
+def by_class(predictions: Sequence[dict]) -> dict[str, dict]:
+    """`by_class`: n, precision, recall and F1 of each class; `confusion`: for each class of the rows, most rows first,
+    how many of them were taken for which class."""
+    confusion, labels = confusion_matrix(predictions)
+    named, found, right = confusion.sum(1), confusion.sum(0), confusion.diagonal()
+    order = np.argsort(-named, kind="stable")
+    scores = zip(named.tolist(), _ratio(right, found).tolist(), _ratio(right, named).tolist(),
+                 f1(confusion).tolist(), strict=True)
+    table = [dict(zip(("n", "precision", "recall", "f1"), row, strict=True)) for row in scores]
+    return {
+        "by_class": {labels[place]: table[place] for place in order},
+        "confusion": {labels[place]: {labels[other]: int(confusion[place, other])
+                                      for other in np.argsort(-confusion[place], kind="stable")
+                                      if confusion[place, other]} for place in order if named[place]},
+    }
+
+
+def confusion_matrix(predictions: Sequence[dict]) -> tuple[np.ndarray, list[str]]:
+    """Counts (C, C), rows by the most probable class of the target, columns by that of the model; class names."""
+    labels = list(predictions[0]["target"])
+    _, target_NC, logits_NC = _columns(predictions, "logits")
+    confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(confusion, (target_NC.argmax(1), logits_NC.argmax(1)), 1)
+    return confusion, labels
+
+
+def f1(confusion: np.ndarray) -> np.ndarray:
+    """F1 of each class; 0 for one that is neither in the rows nor found."""
+    return _ratio(2 * confusion.diagonal(), confusion.sum(0) + confusion.sum(1))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
 
 
 def mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float | None, list[float] | None]:
@@ -85,25 +136,52 @@ def _wilson(share: float, n: int) -> list[float]:
     return [max(0.0, float(centre - half)), min(1.0, float(centre + half))]
 
 
-class _Table:
-    """The columns of the predictions as arrays; a margin is the logit of a minus the logit of b."""
+def _of_comparisons(predictions: Sequence[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each metric as (value of each row, which rows count). A margin is the logit of a minus the logit of b."""
+    labels, target_NC, ab_NC = _columns(predictions, "logits_ab")
+    ba_NC = _columns(predictions, "logits_ba")[2]
+    mean_NC = (ab_NC + ba_NC) / 2
+    margin_ab, margin_ba, margin = (logits[:, 0] - logits[:, 1] for logits in (ab_NC, ba_NC, mean_NC))
+    wanted = target_NC[:, 0] - target_NC[:, 1]
+    length = np.array([row["characters_a"] - row["characters_b"] for row in predictions])
+    decided, every = wanted != 0, np.ones(len(predictions), dtype=bool)
 
-    def __init__(self, predictions: Sequence[dict]):
-        logits_ab = np.array([row["logits_ab"] for row in predictions], dtype=np.float64).reshape(-1, 2)
-        logits_ba = np.array([row["logits_ba"] for row in predictions], dtype=np.float64).reshape(-1, 2)
-        self.target_a = np.array([row["target"][0] for row in predictions], dtype=np.float64)
-        self.groups = np.array([row["group"] for row in predictions], dtype=object).astype(str)
-        self.length_difference = np.array([row["characters_a"] - row["characters_b"] for row in predictions])
-        self.margin_ab = logits_ab[:, 0] - logits_ab[:, 1]
-        self.margin_ba = logits_ba[:, 0] - logits_ba[:, 1]
-        self.margin = (self.margin_ab + self.margin_ba) / 2
-        self.decided = self.target_a != 0.5
+    def right(found: np.ndarray) -> np.ndarray:
+        return _share(found * np.sign(wanted))
 
-    def right(self, margin: np.ndarray) -> np.ndarray:
-        return _share(margin * np.sign(self.target_a - 0.5))
+    values = {
+        "accuracy": (right(margin), decided),
+        "accuracy_single_order": ((right(margin_ab) + right(margin_ba)) / 2, decided),
+        "log_loss": (_log_loss(mean_NC, target_NC), every),
+        "flip_rate": ((np.sign(margin_ab) != np.sign(margin_ba)).astype(float), every),
+        "prefers_first": ((_share(margin_ab) + _share(-margin_ba)) / 2, every),
+        "longer_wins": (right(length), decided),
+    }
+    if "tie" in labels:
+        values["accuracy_with_ties"] = (_most_probable_is_right(mean_NC, target_NC), every)
+    return values
 
-    def log_loss(self) -> np.ndarray:
-        return self.target_a * np.logaddexp(0, -self.margin) + (1 - self.target_a) * np.logaddexp(0, self.margin)
+
+def _of_classes(predictions: Sequence[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    _, target_NC, logits_NC = _columns(predictions, "logits")
+    every = np.ones(len(predictions), dtype=bool)
+    return {"accuracy": (_most_probable_is_right(logits_NC, target_NC), every),
+            "log_loss": (_log_loss(logits_NC, target_NC), every)}
+
+
+def _columns(predictions: Sequence[dict], logits: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Class names, targets (N, C) and the logits (N, C) of that name."""
+    labels = list(predictions[0]["target"])
+    target_NC = np.array([[row["target"][label] for label in labels] for row in predictions], dtype=np.float64)
+    return labels, target_NC, np.array([row[logits] for row in predictions], dtype=np.float64)
+
+
+def _log_loss(logits_NC: np.ndarray, target_NC: np.ndarray) -> np.ndarray:
+    return (target_NC * (np.logaddexp.reduce(logits_NC, axis=1, keepdims=True) - logits_NC)).sum(1)
+
+
+def _most_probable_is_right(logits_NC: np.ndarray, target_NC: np.ndarray) -> np.ndarray:
+    return (logits_NC.argmax(1) == target_NC.argmax(1)).astype(float)
 
 
 def _share(margin: np.ndarray) -> np.ndarray:

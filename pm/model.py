@@ -1,6 +1,7 @@
 """The model: a Cohere 2 backbone, a linear score head on the last token, LoRA. Shapes: B, L, D hidden, C classes."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,6 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, Cohere2Config, Cohere2Model, Cohere2PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pm.data.comparison import LABELS
 from pm.errors import UserError, first_line
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -68,15 +68,17 @@ class Cohere2ForSequenceClassification(Cohere2PreTrainedModel):
 
 
 def unswap(logits_BC: torch.Tensor, swapped_B: torch.Tensor) -> torch.Tensor:
-    """Logits of sequences read in the order B, A put back into the row's own class order (a, b)."""
-    return torch.where(swapped_B[:, None], logits_BC.flip(-1), logits_BC)
+    """Logits of sequences read in the order B, A put back into the row's own class order: the first two classes
+    are a and b, a third one (tie) stays."""
+    back_BC = torch.cat([logits_BC[:, :2].flip(-1), logits_BC[:, 2:]], dim=-1)
+    return torch.where(swapped_B[:, None], back_BC, logits_BC)
 
 
-def save_small_base(folder: Path, tokenizer, seed: int) -> None:
+def save_small_base(folder: Path, tokenizer, labels: Sequence[str], seed: int) -> None:
     """Writes a small random Cohere 2 and its tokenizer, to be loaded like any other local model."""
     config = Cohere2Config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id,
                            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                           **SMALL, **_label_names())
+                           **SMALL, **_label_names(labels))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Cohere2ForSequenceClassification(config)
@@ -94,8 +96,8 @@ def load_tokenizer(name: str):
         raise UserError(f"--model {name}: no tokenizer can be loaded: {first_line(error)}") from None
 
 
-def load_model(name: str, dtype: torch.dtype) -> tuple[Cohere2ForSequenceClassification, bool]:
-    """The model of a hub id or local folder, and whether its score head was there.
+def load_model(name: str, dtype: torch.dtype, labels: Sequence[str]) -> tuple[Cohere2ForSequenceClassification, bool]:
+    """The model of a hub id or local folder with a class for each of `labels`, and whether its score head was there.
 
     A causal language model's folder gives its backbone (the lm_head is dropped) and a new head.
     """
@@ -105,11 +107,15 @@ def load_model(name: str, dtype: torch.dtype) -> tuple[Cohere2ForSequenceClassif
         raise UserError(f"--model {name} cannot be loaded: {first_line(error)}") from None
     if not isinstance(config, Cohere2Config):
         raise UserError(f"--model {name} is of type {config.model_type}; a cohere2 model is needed")
-    if "Cohere2ForSequenceClassification" in (config.architectures or ()) and config.num_labels != len(LABELS):
-        raise UserError(f"--model {name} has a head of {config.num_labels} classes; {len(LABELS)} are needed")
+    if "Cohere2ForSequenceClassification" in (config.architectures or ()):
+        head = list(config.id2label.values())
+        generic = head == [f"LABEL_{place}" for place in range(len(labels))]
+        if head != list(labels) and not generic:
+            raise UserError(f"--model {name} has a head for the classes {', '.join(head)}; one for "
+                            f"{', '.join(labels)} is needed")
     try:
         model, info = Cohere2ForSequenceClassification.from_pretrained(
-            name, dtype=dtype, output_loading_info=True, **_label_names())
+            name, dtype=dtype, output_loading_info=True, **_label_names(labels))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {name}: the weights cannot be loaded: {first_line(error)}") from None
     missing = set(info["missing_keys"])
@@ -153,7 +159,7 @@ def _decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.dim() > 1 and "embed_tokens" not in name and "score" not in name
 
 
-def _label_names() -> dict:
-    return {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)},
-            "num_labels": len(LABELS)}
+def _label_names(labels: Sequence[str]) -> dict:
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)},
+            "num_labels": len(labels)}
 

@@ -2,18 +2,27 @@
 
 A global batch is drawn at random; only inside it are rows sorted by length, so bucketing changes the speed
 and never the gradient. A step's plan depends on (lengths, train_batch_size, token budget, ranks, seed, epoch)
-and on nothing else, so to resume is to seek.
+and on nothing else, so to resume is to seek. Where rows are not used equally often, their rates decide as well.
 """
 
 import hashlib
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+from pm.errors import UserError
 
 # The cost of one micro-batch, in units of one token's share of the linear layers: what a micro-batch costs by
 # itself (launches, padding it to a matrix), and the length at which attention costs as much as the linear layers.
 FIXED_COST = 128.0
 ATTENTION_LENGTH = 4096.0
 EVALUATION_BLOCK = 1024
+STARTS_AT_ONCE = 64
+
+# Rates are added up as whole numbers of 1 / 2**FRACTION_BITS, so that no rounding loses a row or doubles one.
+FRACTION_BITS = 32
+GOLDEN = 0x9E3779B9  # (sqrt(5) - 1) / 2 in that unit; its multiples spread evenly over 0..1
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
@@ -27,6 +36,55 @@ def steps_per_epoch(rows: int, train_batch_size: int) -> int:
     return -(-rows // train_batch_size)
 
 
+def sampling_rates(languages: Sequence[str], weights: np.ndarray, temperature: float) -> np.ndarray:
+    """How often each row is used per epoch, float64 (N,).
+
+    `weights` (N,) is the same by source alone, at least 0. The share p of a language, by weight, becomes
+    p**temperature / sum (Conneau et al. 2020, section 3.1, where it is alpha): 1 changes nothing, 0 makes the
+    languages equal. The rates have the sum of the weights, and inside a language their proportions.
+    Raises `UserError` where all weights are 0.
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    if not weights.any():
+        raise UserError(f"the weights of all {len(weights)} rows are 0; no row is left to train on")
+    if temperature == 1:
+        return weights.copy()
+    number: dict[str, int] = {}
+    language_N = np.fromiter((number.setdefault(name, len(number)) for name in languages), np.int64, len(weights))
+    sums = np.bincount(language_N, weights)
+    present = sums > 0
+    wanted = np.where(present, (sums / sums.max()) ** temperature, 0.0)
+    factor = np.divide(wanted / wanted.sum() * sums.sum(), sums, out=np.zeros_like(sums), where=present)
+    return weights * factor[language_N]
+
+
+def rows_per_epoch(rates: np.ndarray) -> int:
+    """How many rows `epoch_rows` gives: the sum of the rates to the nearest whole number, at least 1."""
+    return max(1, round(math.fsum(rates))) if len(rates) else 0
+
+
+def epoch_rows(rates: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Row numbers of one epoch in the order of use, int64 (`rows_per_epoch`,). Rates of 1 give `epoch_order`.
+
+    Systematic sampling: rows lie side by side, each as wide as its rate, and every whole number takes the row it
+    falls on. Over the epochs the row of whole numbers moves on by the golden ratio, so that rows take turns: in
+    one epoch a row stands its rate times, rounded up or down, and over the epochs as often as its rate says.
+    Rates are at least 0, their sum is more; they are scaled so that the sum is a whole number.
+    """
+    count = rows_per_epoch(rates)
+    if not count:
+        return np.empty(0, dtype=np.int64)
+    side_by_side = epoch_order(len(rates), seed, -1)  # of no epoch: the same in all
+    ends = np.cumsum(np.asarray(rates, dtype=np.float64)[side_by_side])
+    total = count << FRACTION_BITS
+    scaled = np.rint(ends * (count / ends[-1]) * 2.0**FRACTION_BITS).astype(np.int64)
+    ends = np.where(ends < ends[-1], np.minimum(scaled, total), total)  # a last row of rate 0 gains no width either
+    moved = epoch * GOLDEN % 2**FRACTION_BITS
+    times = np.empty(len(rates), dtype=np.int64)
+    times[side_by_side] = np.diff((ends + moved) >> FRACTION_BITS, prepend=0)
+    return np.repeat(np.arange(len(rates)), times)[epoch_order(count, seed, epoch)]
+
+
 def plan_step(lengths: np.ndarray, rows: np.ndarray, token_budget: int, ranks: int) -> list[list[list[int]]]:
     """Cuts one global batch into micro-batches: `plan[rank][micro_batch]` is a list of row numbers.
 
@@ -36,14 +94,19 @@ def plan_step(lengths: np.ndarray, rows: np.ndarray, token_budget: int, ranks: i
     """
     rows = np.asarray(rows)
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
+    cuts = _cut(lengths[rows].astype(np.float64), token_budget, ranks)
+    longest, numbers = lengths[rows].tolist(), rows.tolist()
     plan: list[list[list[int]]] = [[] for _ in range(ranks)]
-    load = np.zeros(ranks)
-    for start, end in _cut(lengths[rows].astype(np.float64), token_budget, ranks):
+    load = [0.0] * ranks
+    for start, end in cuts:
         # One piece for each rank, the longest rows first, the dearest piece to the rank with the least to do.
-        pieces = [piece.tolist() for piece in np.array_split(rows[start:end], ranks)]
-        for piece, rank in zip(pieces, np.argsort(load, kind="stable"), strict=True):
-            plan[rank].append(piece)
-            load[rank] += _cost(len(piece), lengths[piece[0]]) if piece else 0.0
+        size, larger = divmod(end - start, ranks)
+        for piece, rank in enumerate(sorted(range(ranks), key=load.__getitem__)):
+            stop = start + size + (piece < larger)
+            plan[rank].append(numbers[start:stop])
+            if start < stop:
+                load[rank] += _cost(stop - start, longest[start])
+            start = stop
     return plan
 
 
@@ -63,21 +126,30 @@ def _cost(rows, length):
 
 
 def _cut(lengths: np.ndarray, token_budget: int, ranks: int) -> list[tuple[int, int]]:
-    """Where to cut lengths sorted from long to short: dynamic programming over the end of the last piece."""
+    """Where to cut lengths sorted from long to short: dynamic programming over the start of the next piece."""
     count = len(lengths)
-    best = np.zeros(count + 1)
-    cut_before = np.zeros(count + 1, dtype=np.int64)
-    for end in range(1, count + 1):
-        widest = ranks * max(1, int(token_budget // max(1.0, lengths[end - 1])))
-        starts = np.arange(max(0, end - widest), end)
-        per_rank = -(-(end - starts) // ranks)
-        longest = lengths[starts]
-        cost = best[starts] + _cost(per_rank, longest)
-        cost[(per_rank * longest > token_budget) & (per_rank > 1)] = np.inf
-        cheapest = int(np.argmin(cost))
-        best[end], cut_before[end] = cost[cheapest], starts[cheapest]
+    fits = ranks * np.maximum(1, token_budget // np.maximum(1.0, lengths))
+    last_end = np.minimum(np.arange(count) + fits, count).astype(np.int64)  # of a piece from each start; it never falls
+    best = np.full(count + 1, np.inf)
+    best[0] = 0.0
+    for start, costs in enumerate(_costs_from_each_start(lengths, last_end, ranks)):
+        to_each_end = best[start + 1 : start + 1 + len(costs)]
+        np.minimum(to_each_end, costs + best[start], out=to_each_end)
     cuts = []
     while count:
-        cuts.append((int(cut_before[count]), count))
-        count = int(cut_before[count])
+        first = int(last_end.searchsorted(count))
+        per_rank = -(-np.arange(count - first, 0, -1) // ranks)
+        start = first + int((best[first:count] + _cost(per_rank, lengths[first:count])).argmin())
+        cuts.append((start, count))
+        count = start
     return cuts[::-1]
+
+
+def _costs_from_each_start(lengths: np.ndarray, last_end: np.ndarray, ranks: int) -> Iterator[np.ndarray]:
+    """For each start the costs of pieces of 1, 2, ... rows, to its last end; many starts at once take less time."""
+    rows = last_end - np.arange(len(lengths))
+    for first in range(0, len(lengths), STARTS_AT_ONCE):
+        some = slice(first, first + STARTS_AT_ONCE)
+        per_rank = -(-np.arange(1, rows[some].max() + 1) // ranks)
+        for costs, count in zip(_cost(per_rank, lengths[some, None]), rows[some].tolist(), strict=True):
+            yield costs[:count]

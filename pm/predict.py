@@ -11,66 +11,73 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from pm.collator import Collator
-from pm.data.comparison import LABELS, Comparison
+from pm.data.example import FEATURES, Example
+from pm.data.targets import with_targets
 from pm.distributed import gather_lists, rank, world_size
-from pm.encoding import Encoder, Template
+from pm.encoding import ENCODED_FEATURES, Encoder, Template
 from pm.errors import UserError, first_line
 from pm.model import load_model, load_tokenizer, unswap
 from pm.plan import plan_evaluation
+from pm.task import CLASSIFICATION, PREFERENCE, Task
 
 BOTH = (False, True)
 SETTINGS = "preference.json"
 
 
 @torch.no_grad()
-def score(model, rows: Dataset, template: Template, token_budget: int, device: torch.device, shared: bool = False,
-          progress: Callable = iter) -> list[dict]:
-    """One prediction per row, in the order of the rows, each from both orders of its responses.
+def score(model, rows: Dataset, template: Template, task: Task, token_budget: int, device: torch.device,
+          shared: bool = False, progress: Callable = iter) -> list[dict]:
+    """One prediction per row, in the order of the rows, each from both orders of its responses where it has any.
 
-    `rows` as in `encoding.ENCODED_FEATURES`. `shared`: all ranks call it together, share the work and get the whole
-    result; else a rank works by itself.
-    A prediction holds the row's id, group, language, source, kind, target, lengths, `logits_ab` and `logits_ba`
-    (read as A, B and as B, A; both in the row's class order) and `probability` of each class, from their mean.
+    `rows` as in `encoding.ENCODED_FEATURES`, with targets in the order of the task's labels (`targets.with_targets`).
+    `shared`: all ranks call it together, share the work and get the whole result; else a rank works by itself.
+    A prediction holds the row's id, group, language, source, kind and lengths, `target` and `probability` of each
+    class by name, and the logits that the probability is from: of a comparison `logits_ab` and `logits_ba` (read as
+    A, B and as B, A; both in the row's class order), whose mean counts; of a classification `logits`.
     """
     if not len(rows):
         return []
     collate = Collator(template)
     lengths = np.asarray(rows.with_format("numpy")["tokens"][:])
     shortest = int(lengths.argmin())
-    plan = plan_evaluation(lengths, token_budget // 2,
-                           world_size() if shared else 1)
+    orders = BOTH if task.compares else (False,)
+    plan = plan_evaluation(lengths, token_budget // len(orders), world_size() if shared else 1)
     micro_batches = plan[rank() if shared else 0]
     was_training = model.training
     model.eval()
     scored: list[tuple[list[int], torch.Tensor]] = []
     for numbers in progress(micro_batches):
         # A micro-batch without rows is run on some row all the same: ZeRO 3 gathers weights at every forward.
-        batch = collate([rows[number] for number in numbers or [shortest]], [BOTH] * max(1, len(numbers)))
+        batch = collate([rows[number] for number in numbers or [shortest]], [orders] * max(1, len(numbers)))
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         logits_BC = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         scored.append((numbers, unswap(logits_BC, batch["swapped"])))
     model.train(was_training)
-    mine = [(number, pair) for numbers, logits_BC in scored
-            for number, pair in zip(numbers, logits_BC.cpu().view(-1, 2, len(LABELS)).tolist(), strict=False)]
+    mine = [(number, logits) for numbers, logits_BC in scored
+            for number, logits in zip(numbers, logits_BC.cpu().view(-1, len(orders), len(task.labels)).tolist(),
+                                      strict=False)]
     everyone = sorted(gather_lists(mine) if shared else mine)
     assert [number for number, _ in everyone] == list(range(len(rows))), "each row is scored exactly once"
-    return [_prediction(rows[number], *pair) for number, pair in everyone]
+    return [_prediction(rows[number], logits, task) for number, logits in everyone]
 
 
-def _prediction(row: dict, logits_ab: list[float], logits_ba: list[float]) -> dict:
-    kept = ("id", "group", "language", "source", "kind", "target", "tokens", "tokens_cut", "characters_a",
-            "characters_b")
-    mean = (np.array(logits_ab) + np.array(logits_ba)) / 2
+def _prediction(row: dict, logits: list[list[float]], task: Task) -> dict:
+    kept = ["id", "group", "language", "source", "kind", "tokens", "tokens_cut", "characters_a"]
+    kept += ["characters_b"] if task.compares else []
+    names = ("logits_ab", "logits_ba") if task.compares else ("logits",)
+    mean = np.mean(logits, axis=0)
     odds = np.exp(mean - mean.max())
-    return {name: row[name] for name in kept} | {
-        "logits_ab": logits_ab, "logits_ba": logits_ba, "probability": (odds / odds.sum()).tolist()}
+    return {name: row[name] for name in kept} | dict(zip(names, logits, strict=True)) | {
+        "target": dict(zip(task.labels, row["target"], strict=True)),
+        "probability": dict(zip(task.labels, (odds / odds.sum()).tolist(), strict=True))}
 
 
 class PreferenceModel:
-    """An exported model: compares responses, and scores encoded rows."""
+    """An exported model: compares responses or classifies texts, and scores encoded rows."""
 
-    def __init__(self, model, encoder: Encoder, settings: dict, device: torch.device):
+    def __init__(self, model, task: Task, encoder: Encoder, settings: dict, device: torch.device):
         self.model = model.to(device).eval()
+        self.task = task
         self.encoder = encoder
         self.settings = settings
         self.device = device
@@ -84,47 +91,69 @@ class PreferenceModel:
         folder = find_export(name)
         try:
             settings = json.loads((folder / SETTINGS).read_text("utf-8"))
+            task = Task(settings["task"], tuple(settings["labels"]))
             dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings["dtype"]]
             if settings["tune"] == "lora":
                 base = folder / "base"
-                model, _ = load_model(str(base) if base.is_dir() else settings["base"], dtype)
+                model, _ = load_model(str(base) if base.is_dir() else settings["base"], dtype, task.labels)
                 if not (folder / "adapter_model.safetensors").is_file():
                     raise UserError(f"{folder} holds no adapter_model.safetensors")
                 model = PeftModel.from_pretrained(model, str(folder))
             else:
-                model, _ = load_model(str(folder), dtype)
+                model, _ = load_model(str(folder), dtype, task.labels)
             encoder = Encoder(load_tokenizer(str(folder)), settings["max_length"])
-            if (settings["template"], settings["labels"]) != (encoder.template.saved(), list(LABELS)):
-                raise UserError(f"{folder} was trained with another template or other labels than this code has")
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            if settings["template"] != encoder.template.saved():
+                raise UserError(f"{folder} was trained with another template than this code has")
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"the export {folder} cannot be read: {first_line(error)}") from None
         for parameter in model.parameters():  # not `.to(dtype)`: the rotary frequencies are buffers and stay fp32
             parameter.data = parameter.data.to(dtype)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, encoder, settings, device)
+        return cls(model, task, encoder, settings, device)
 
     def score(self, rows: Dataset, token_budget: int, progress: Callable = iter) -> list[dict]:
         """`predict.score` with this model."""
-        return score(self.model, rows, self.encoder.template, token_budget, self.device, progress=progress)
+        return score(self.model, rows, self.encoder.template, self.task, token_budget, self.device, progress=progress)
 
     def compare(self, prompts: Sequence[str | list[dict]], responses_a: Sequence[str],
-                responses_b: Sequence[str], token_budget: int = 8192) -> list[float]:
-        """P(response_a is better) for each triple, averaged over both orders; 0.5 for equal responses.
+                responses_b: Sequence[str], token_budget: int = 8192) -> list[dict[str, float]]:
+        """Probability of each class for each triple, averaged over both orders: `{"a": 0.8, "b": 0.2}`.
 
-        A prompt is text or a list of turns `{"role", "content"}`.
+        A prompt is text or a list of turns `{"role", "content"}`. Equal responses are a tie without a look.
+        Raises `UserError` for a model that classifies.
         """
-        comparisons = []
+        self._check_task(PREFERENCE, "compare")
+        rows = []
         for number, (prompt, a, b) in enumerate(zip(prompts, responses_a, responses_b, strict=True)):
             turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            comparisons.append(Comparison(str(number), "", "und", "", "", turns, a, b, [0.5, 0.5]).to_row())
-        if not comparisons:
-            return []
-        columns = {name: [row[name] for row in comparisons] for name in comparisons[0]}
-        rows = Dataset.from_dict(self.encoder.encode(columns))
-        probabilities = [0.5] * len(comparisons)
-        for prediction in self.score(rows, token_budget):
-            probabilities[int(prediction["id"])] = prediction["probability"][0]
-        return probabilities
+            rows.append(Example(str(number), "", "und", "", "", turns, a, b, {}))
+        found = self._probabilities(rows, token_budget)
+        tie = {label: float(label == "tie") for label in self.task.labels} if "tie" in self.task.labels else {
+            "a": 0.5, "b": 0.5}
+        return [found.get(number, tie) for number in range(len(rows))]
+
+    def classify(self, texts: Sequence[str | tuple[str, str]], token_budget: int = 8192) -> list[dict[str, float]]:
+        """Probability of each class for each text, or for each pair of texts. `UserError` for a model that compares."""
+        self._check_task(CLASSIFICATION, "classify")
+        rows = []
+        for number, text in enumerate(texts):
+            turns = [{"role": "user", "content": part} for part in ([text] if isinstance(text, str) else text)]
+            rows.append(Example(str(number), "", "und", "", "", turns, None, None, {}))
+        found = self._probabilities(rows, token_budget)
+        return [found[number] for number in range(len(rows))]
+
+    def _check_task(self, wanted: str, method: str) -> None:
+        if self.task.name != wanted:
+            raise UserError(f"{method} needs a model trained with --task {wanted}; this one's is {self.task.name}")
+
+    def _probabilities(self, examples: Sequence[Example], token_budget: int) -> dict[int, dict[str, float]]:
+        """By the number of the example; one with equal responses is left out."""
+        if not examples:
+            return {}
+        rows = Dataset.from_list([example.to_row() for example in examples], features=FEATURES)
+        encoded = Dataset.from_dict(self.encoder.encode(rows[:]), features=ENCODED_FEATURES)
+        predictions = self.score(with_targets(encoded, self.task.labels), token_budget)
+        return {int(row["id"]): row["probability"] for row in predictions}
 
 
 def find_export(name: str | Path) -> Path:

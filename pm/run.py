@@ -7,21 +7,28 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 
 from pm import distributed
 from pm.config import Arguments, Config, load_config
-from pm.data.comparison import text_hash
-from pm.data.prepare import describe, encode, read, split_rows, training_texts
+from pm.data.audit import cached_audit, truncation
+from pm.data.audit import summary as audit_summary
+from pm.data.audit import write as write_audit
+from pm.data.prepare import describe, encode, fingerprint, read, split_rows, training_texts
+from pm.data.sources import Reading
+from pm.data.targets import classes, distil, with_targets
 from pm.encoding import Encoder
 from pm.errors import UserError
 from pm.model import add_lora, check_trainable, load_model, load_tokenizer, save_small_base
-from pm.plan import epoch_order
+from pm.plan import epoch_order, sampling_rates
+from pm.task import Task
 from pm.tokenizer import train_tokenizer
 
 TOKENIZER_ROWS = 20_000  # rows whose texts the small model's tokenizer is trained on
@@ -30,12 +37,15 @@ PACKAGES = ("torch", "deepspeed", "transformers", "peft", "datasets", "tokenizer
 
 @dataclass(frozen=True)
 class Data:
-    """Both sides of the split as ids (`encoding.ENCODED_FEATURES`); `train_rows` as text (`comparison.FEATURES`)."""
+    """Both sides of the split as ids (`encoding.ENCODED_FEATURES`, `targets.with_targets`); `train_rows` as text
+    (`example.FEATURES`); `rates`: how often each training row is used in an epoch."""
 
     train: Dataset
     test: Dataset
+    rates: np.ndarray
     train_rows: Dataset
     encoder: Encoder
+    task: Task
     summary: str
 
 
@@ -76,40 +86,65 @@ def load_data(config: Config, run: Path) -> Data:
 
     For small-random the first call also makes the base: a tokenizer trained on the training texts, and weights.
     """
-    train = read(config.data, config.cache_dir, config.max_bad_fraction)
-    test = read(config.test_data, config.cache_dir, config.max_bad_fraction) if config.test_data else None
-    train_rows, test_rows = split_rows(train, test, config.test_fraction)
+    reading = Reading(config.task, config.format, config.margin_scale, config.detect_languages, config.max_bad_fraction)
+    train = read(config.data, reading, config.cache_dir)
+    test = read(config.test_data, reading, config.cache_dir) if config.test_data else None
+    train_rows, test_rows = split_rows(train, test, config.test_fraction, config.cache_dir)
+    benchmark = read(config.benchmark_data, reading, config.cache_dir) if config.benchmark_data else None
+    task = Task(config.task, tuple(config.labels) or classes(train_rows))
+    if len(task.labels) < 2:
+        raise UserError(f"the training split has the one class {task.labels[0]!r}: there is nothing to decide")
     if config.random_base and not (run / "base" / "config.json").exists():
         some = epoch_order(len(train_rows), config.seed, 0)[:TOKENIZER_ROWS]
         tokenizer = train_tokenizer(training_texts(train_rows.select(some)), config.vocab_size)
-        save_small_base(run / "base", tokenizer, config.seed)
+        save_small_base(run / "base", tokenizer, task.labels, config.seed)
     encoder = Encoder(load_tokenizer(base_of(config, run)), config.max_length)
     key = f"{train.key} {test.key if test else config.test_fraction}"
     encoded = [encode(rows, f"{key} {side}", encoder, config.cache_dir)
                for side, rows in (("train", train_rows), ("test", test_rows))]
-    _check_same_data(run, {side: text_hash(*rows["id"][:], *map(str, rows["tokens"][:]))
-                           for side, rows in zip(("train", "test"), encoded, strict=True)})
-    lines = [describe("train", train_rows, encoded[0]), describe("test", test_rows, encoded[1])]
+    _check_same_data(run, task, dict(zip(("train", "test"), map(fingerprint, encoded), strict=True)))
+
+    findings = cached_audit(train_rows, test_rows, benchmark.rows if benchmark else None,
+                            f"{key} {benchmark.key if benchmark else ''}", config.cache_dir)
+    findings["truncated"] = truncation(encoded)
+    write_audit(findings, run)
+
+    weights = np.array(train.weights)[encoded[0]["source_index"][:]]
+    rates = sampling_rates(encoded[0]["language"][:], weights, config.language_temperature)
+    lines = [describe("train", train_rows, encoded[0], rates), describe("test", test_rows, encoded[1])]
     for name, rows in (("--data", train), ("--test_data", test)):
         if rows and rows.report.rejected:
             (run / "rejected.txt").write_text("\n".join(rows.report.rejected) + "\n", "utf-8")
             lines.append(f"{name}: {rows.report.describe()} (all in {run / 'rejected.txt'})")
-    return Data(*encoded, train_rows, encoder, "\n".join(lines))
+    lines += audit_summary(findings)
+    targets = None
+    if config.teacher:
+        targets, taught = distil(encoded[0], task.labels, Path(config.teacher), config.teacher_temperature,
+                                 config.teacher_weight)
+        lines.append(f"teacher: {taught:,} of {len(encoded[0]):,} training rows have its predictions")
+    return Data(with_targets(encoded[0], task.labels, targets), with_targets(encoded[1], task.labels), rates,
+                train_rows, encoder, task, "\n".join(lines))
 
 
-def _check_same_data(run: Path, found: dict[str, str]) -> None:
+def saved_labels(run: Path) -> list[str]:
+    """The classes of a run, in the order of the logits."""
+    return json.loads((run / "data.json").read_text("utf-8"))["labels"]
+
+
+def _check_same_data(run: Path, task: Task, found: dict[str, str]) -> None:
     """A run's split is that of its start: rows that moved to the other side would be evaluated after training."""
     path = run / "data.json"
+    found = {"labels": list(task.labels), **found}
     if not path.exists():
         _write(path, found)
     elif json.loads(path.read_text("utf-8")) != found:
         raise UserError(f"the data of {run} is no longer what it was trained on ({path} has other hashes)")
 
 
-def build_model(config: Config, run: Path, dtype: torch.dtype, say=distributed.say):
+def build_model(config: Config, run: Path, labels: Sequence[str], dtype: torch.dtype, say=distributed.say):
     """The model that is trained, its head new or kept, with the trainable parameters marked."""
     base = base_of(config, run)
-    model, has_head = load_model(base, dtype)
+    model, has_head = load_model(base, dtype, labels)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.tune == "lora":

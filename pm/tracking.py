@@ -25,10 +25,14 @@ class StepValues:
 
 
 class StepStatistics:
-    """Sums of one step, kept on the device; reduced over the ranks once, divided once."""
+    """Sums of one step, kept on the device; reduced over the ranks once, divided once.
 
-    def __init__(self, device: torch.device):
-        self.sums = torch.zeros(6, dtype=torch.float64, device=device)
+    `compares`: the first two classes are responses, and the verdict is the sign of their difference.
+    """
+
+    def __init__(self, device: torch.device, compares: bool, orders_per_row: int):
+        self.compares, self.both_orders = compares, orders_per_row == 2
+        self.sums = torch.zeros(7, dtype=torch.float64, device=device)
         self.losses: list[tuple[list[str], torch.Tensor]] = []
 
     @torch.no_grad()
@@ -36,18 +40,27 @@ class StepStatistics:
         if not micro_batch.weight:
             return
         self.losses.append((micro_batch.ids, loss_N.detach()))
-        margin_N = logits_NOC.float().mean(1).diff(dim=1)[:, 0]
-        wanted_N = target_NC.diff(dim=1)[:, 0].sign()
-        right = ((margin_N.sign() * wanted_N + 1) / 2)[wanted_N != 0].sum()
+        if self.compares:
+            margin_NO = logits_NOC.float().diff(dim=2)[:, :, 0]
+            wanted_N = target_NC.diff(dim=1)[:, 0].sign()
+            decided_N, right_N = wanted_N != 0, (margin_NO.mean(1).sign() * wanted_N + 1) / 2
+            flipped_N = margin_NO[:, 0].sign() != margin_NO[:, -1].sign()
+        else:
+            right_N = (logits_NOC[:, 0].argmax(1) == target_NC.argmax(1)).float()
+            decided_N, flipped_N = torch.ones_like(right_N, dtype=torch.bool), torch.zeros_like(right_N)
+        right_N = right_N.where(decided_N, 0)  # not right_N[decided_N], which waits for the device
         mask_BL = micro_batch.tensors["attention_mask"]  # still on the CPU, so its sums cost no wait
-        for place, value in enumerate((loss_N.sum(), right, (wanted_N != 0).sum(), mask_BL.sum(), mask_BL.numel())):
+        for place, value in enumerate((loss_N.sum(), right_N.sum(), decided_N.sum(), mask_BL.sum(), mask_BL.numel(),
+                                       flipped_N.sum())):
             self.sums[place] += value
 
     def reduce(self, rows: int, stop: bool) -> StepValues:
         """`rows` of the step on all ranks; `stop` on any rank is `stop` on all."""
-        self.sums[5] = float(stop)
-        loss, right, decided, tokens, padded, stops = all_reduce_sum(self.sums).tolist()
+        self.sums[6] = float(stop)
+        loss, right, decided, tokens, padded, flips, stops = all_reduce_sum(self.sums).tolist()
         numbers = {"loss": loss / rows, "accuracy": right / decided if decided else 0.5, "padding": 1 - tokens / padded}
+        if self.both_orders:
+            numbers["flip_rate"] = flips / rows
         return StepValues(numbers, round(tokens), stops > 0)
 
     def suspects(self) -> str:
@@ -100,7 +113,8 @@ class Tracker:
         """One training step; `values` has the key `step`. `show`: print a line where there is no terminal."""
         if not is_main():
             return
-        text = (f"loss {values['loss']:.4f}  acc {values['accuracy']:.3f}  lr {values['learning_rate']:.2e}  "
+        flips = f"flips {values['flip_rate']:.2f}  " if "flip_rate" in values else ""
+        text = (f"loss {values['loss']:.4f}  acc {values['accuracy']:.3f}  {flips}lr {values['learning_rate']:.2e}  "
                 f"grad {values['gradient_norm']:.2f}  {values['tokens_per_second']:,.0f} tok/s  "
                 f"pad {values['padding']:.1%}")
         self._write("train", values)

@@ -68,6 +68,17 @@ def test_rows_are_not_changed():
     assert rows == ROWS
 
 
+def test_rows_without_responses_written_out():
+    """One text, and two texts as two turns."""
+    rows = [{"id": "1", "prompt_ids": [3, 5, 50, 4], "a_ids": None, "b_ids": None, "target": [0.0, 0.0, 1.0]},
+            {"id": "2", "prompt_ids": [3, 5, 51, 4, 3, 5, 52, 53, 4], "a_ids": None, "b_ids": None,
+             "target": [0.25, 0.75, 0.0]}]
+    assert_batch(COLLATE(rows, [draw_orders(row["id"], "none", 0, 0) for row in rows]),
+                 input_ids=[[1, 3, 5, 50, 4, 2, 0, 0, 0, 0, 0], [1, 3, 5, 51, 4, 3, 5, 52, 53, 4, 2]],
+                 attention_mask=[[1] * 6 + [0] * 5, [1] * 11], swapped=[False, False],
+                 target=[[0.0, 0.0, 1.0], [0.25, 0.75, 0.0]])
+
+
 def test_as_many_orders_as_rows_are_needed():
     with pytest.raises(ValueError, match="zip"):
         COLLATE(ROWS, [[False]])
@@ -75,6 +86,10 @@ def test_as_many_orders_as_rows_are_needed():
 
 def test_both_orders_are_drawn_where_asked_for():
     assert draw_orders("any", "both", 0, 0) == [False, True]
+
+
+def test_rows_without_responses_have_one_order():
+    assert [draw_orders(str(number), "none", 1, 2) for number in range(9)] == [[False]] * 9
 
 
 def test_golden_orders():

@@ -188,6 +188,85 @@ def test_given_values_arrive_in_their_type(tmp_path):
     assert type(config.epochs) is float
 
 
+def test_what_shapes_the_targets_arrives(tmp_path):
+    config = read_flags(tmp_path, "--teacher", "p.jsonl", "--teacher_temperature", "2", "--teacher_weight", "1",
+                        "--margin_scale", "0.5", "--language_temperature", "0.3", "--consistency_weight", "0.2",
+                        "--label_smoothing", "0.1", "--detect_languages", "--format", "pair")
+    assert (config.teacher, config.teacher_temperature, config.teacher_weight) == ("p.jsonl", 2.0, 1.0)
+    assert (config.margin_scale, config.language_temperature) == (0.5, 0.3)
+    assert (config.consistency_weight, config.label_smoothing) == (0.2, 0.1)
+    assert (config.detect_languages, config.format) == (True, "pair")
+
+
+def test_without_flags_targets_stay_as_they_are(tmp_path):
+    config = read_flags(tmp_path)
+    assert (config.teacher, config.consistency_weight, config.label_smoothing) == (None, 0.0, 0.0)
+    assert (config.margin_scale, config.language_temperature, config.detect_languages) == (1.0, 1.0, False)
+    assert config.format is None
+
+
+# Tasks
+
+
+def test_a_preference_has_two_classes_and_both_orders_unless_told(tmp_path):
+    config = read_flags(tmp_path)
+    assert (config.task, config.labels, config.orders) == ("preference", ["a", "b"], "both")
+    config = read_flags(tmp_path, "--labels", "a", "b", "tie", "--orders", "random")
+    assert (config.labels, config.orders) == (["a", "b", "tie"], "random")
+
+
+def test_a_classification_has_the_classes_of_its_data_and_no_orders(tmp_path):
+    flags = ("--task", "classification", "--data", "a.jsonl")
+    config = read_flags(tmp_path, *flags)
+    assert (config.task, config.labels, config.orders) == ("classification", [], None)
+    assert read_flags(tmp_path, *flags, "--labels", "no", "yes").labels == ["no", "yes"]
+
+
+@pytest.mark.parametrize("labels", [["b", "a"], ["a"], ["a", "b", "c"], ["a", "tie", "b"], ["tie", "a", "b"],
+                                    ["a", "b", "b"], ["A", "B"]])
+def test_other_classes_of_a_preference_are_refused(tmp_path, labels):
+    assert refusal(read_flags, tmp_path, "--labels", *labels) == (
+        f"--labels {' '.join(labels)}: those of a preference are a b, or a b tie")
+
+
+@pytest.mark.parametrize("labels", [["yes"], ["no", "yes", "no"]])
+def test_a_classification_needs_two_different_classes(tmp_path, labels):
+    flags = ("--task", "classification", "--data", "a.jsonl", "--labels", *labels)
+    assert refusal(read_flags, tmp_path, *flags) == (
+        f"--labels {' '.join(labels)}: at least two different ones are needed")
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--orders", "both"], "--orders both is of two responses; --task classification has none"),
+    (["--orders", "random"], "--orders random is of two responses; --task classification has none"),
+    (["--consistency_weight", "0.5"], "--consistency_weight 0.5 compares two orders; it needs --orders both"),
+    (["--format", "pair"], "--format pair is of --task preference"),
+    (["--format", "orca"], "--format orca is of --task preference"),
+    (["--data", "sample"], "--task classification needs --data: the embedded sample holds comparisons"),
+])
+def test_a_classification_refuses_what_is_of_comparisons(tmp_path, flags, words):
+    flags = ("--task", "classification", "--data", "a.jsonl", *flags)
+    assert refusal(read_flags, tmp_path, *flags) == words
+
+
+def test_a_classification_without_data_is_refused(tmp_path):
+    assert refusal(read_flags, tmp_path, "--task", "classification") == (
+        "--task classification needs --data: the embedded sample holds comparisons")
+
+
+def test_a_preference_refuses_the_form_of_texts(tmp_path):
+    assert refusal(read_flags, tmp_path, "--format", "classification") == (
+        "--format classification is of --task classification")
+    assert read_flags(tmp_path, "--task", "classification", "--data", "a.jsonl", "--format",
+                      "classification").format == "classification"
+
+
+def test_consistency_needs_both_orders(tmp_path):
+    assert refusal(read_flags, tmp_path, "--orders", "random", "--consistency_weight", "0.25") == (
+        "--consistency_weight 0.25 compares two orders; it needs --orders both")
+    assert read_flags(tmp_path, "--orders", "random", "--consistency_weight", "0").orders == "random"
+
+
 @pytest.mark.parametrize("local_rank", [["--local_rank=1"], ["--local_rank", "1"]])
 def test_local_rank_of_the_launcher_is_accepted(tmp_path, local_rank):
     assert read_flags(tmp_path, *local_rank) == read_flags(tmp_path)
@@ -214,6 +293,12 @@ def test_help_names_each_flag(capsys):
     (["--data"], "argument --data: expected at least one argument"),
     (["--tune", "some"], "argument --tune: invalid choice: 'some'"),
     (["--orders", "ab"], "argument --orders: invalid choice: 'ab'"),
+    (["--orders", "none"], "argument --orders: invalid choice: 'none'"),
+    (["--task", "ranking"], "argument --task: invalid choice: 'ranking'"),
+    (["--format", "csv"], "argument --format: invalid choice: 'csv'"),
+    (["--labels"], "argument --labels: expected at least one argument"),
+    (["--teacher"], "argument --teacher: expected one argument"),
+    (["--teacher_weight", "half"], "argument --teacher_weight: invalid float value: 'half'"),
     (["--best_metric", "loss"], "argument --best_metric: invalid choice: 'loss'"),
     (["--wandb=yes"], "argument --wandb/--no-wandb: ignored explicit argument 'yes'"),
 ])
@@ -225,6 +310,18 @@ def test_refused_flags(tmp_path, flags, words):
     ("test_fraction", -0.1, "at least 0 and below 1"),
     ("test_fraction", 1.0, "at least 0 and below 1"),
     ("max_bad_fraction", 1.5, "between 0 and 1"),
+    ("margin_scale", 0.0, "a number above 0"),
+    ("margin_scale", float("inf"), "a number above 0"),
+    ("language_temperature", -0.1, "a number, at least 0"),
+    ("language_temperature", float("inf"), "a number, at least 0"),
+    ("teacher_temperature", 0.0, "a number above 0"),
+    ("teacher_temperature", float("nan"), "a number above 0"),
+    ("teacher_weight", 0.0, "above 0, at most 1"),
+    ("teacher_weight", 1.5, "above 0, at most 1"),
+    ("consistency_weight", -1.0, "a number, at least 0"),
+    ("consistency_weight", float("nan"), "a number, at least 0"),
+    ("label_smoothing", -0.1, "at least 0 and below 1"),
+    ("label_smoothing", 1.0, "at least 0 and below 1"),
     ("vocab_size", 399, "at least 400: 256 bytes, the control tokens and some letters"),
     ("lora_rank", 0, "at least 1"),
     ("lora_dropout", 1.0, "at least 0 and below 1"),
@@ -247,6 +344,7 @@ def test_values_out_of_range_are_named(tmp_path, name, value, rule):
 
 @pytest.mark.parametrize(("name", "value"), [
     ("test_fraction", 0.0), ("max_bad_fraction", 1.0), ("vocab_size", 400), ("lora_rank", 1), ("lora_dropout", 0.0),
+    ("language_temperature", 0.0), ("teacher_weight", 1.0), ("consistency_weight", 0.0), ("label_smoothing", 0.0),
     ("order_weight", 0.0), ("order_weight", 1.0), ("max_steps", 1), ("warmup", 0.0), ("warmup", 1.0), ("min_lr", 0.0),
     ("tokens_per_micro_batch", 1), ("eval_every", 0), ("keep", 1), ("log_every", 1),
 ])
@@ -284,6 +382,14 @@ def test_resumed_run_has_its_own_settings(tmp_path):
     assert (arguments.config.lora_rank, arguments.config.keep, arguments.config.test_fraction) == (4, 5, 0.05)
 
 
+@pytest.mark.parametrize("labels", [[], ["--labels", "no", "yes"]])
+def test_resumed_classification_has_its_own_settings(tmp_path, labels):
+    run = saved_run(tmp_path, "--task", "classification", "--data", "a.jsonl", *labels)
+    config = read_flags(tmp_path, "--resume", str(run))
+    assert config == load_config(run)
+    assert (config.task, config.labels, config.orders) == ("classification", labels[1:], None)
+
+
 def test_resumed_run_may_be_given_its_own_settings_again(tmp_path):
     run = saved_run(tmp_path, "--lora_rank", "4", "--data", "a.jsonl")
     assert read_flags(tmp_path, "--resume", str(run), "--lora_rank", "4", "--data", "a.jsonl") == load_config(run)
@@ -294,6 +400,10 @@ def test_resumed_run_may_be_given_its_own_settings_again(tmp_path):
     (["--seed", "1"], "--seed 1: the run has 0"),
     (["--data", "b.jsonl"], "--data ['b.jsonl']: the run has ['a.jsonl']"),
     (["--max_steps", "5"], "--max_steps 5: the run has None"),
+    (["--task", "classification"], "--task classification: the run has preference"),
+    (["--labels", "a", "b", "tie"], "--labels ['a', 'b', 'tie']: the run has ['a', 'b']"),
+    (["--teacher", "p.jsonl"], "--teacher p.jsonl: the run has None"),
+    (["--label_smoothing", "0.1"], "--label_smoothing 0.1: the run has 0.0"),
 ])
 def test_resumed_run_refuses_what_would_change_the_result(tmp_path, flags, words):
     run = saved_run(tmp_path, "--lora_rank", "4", "--data", "a.jsonl")

@@ -1,5 +1,7 @@
 """Whole training runs as a user starts them: each is a process of its own (or two ranks of one launcher)."""
 
+import csv
+import gzip
 import hashlib
 import json
 import os
@@ -10,15 +12,19 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Cohere2Config, Cohere2ForCausalLM
 
 from pm.data import sample
+from pm.predict import PreferenceModel
 from pm.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
+REAL = ROOT.parent / "shared/data/multi_mt_human.jsonl"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 COMMON = ("--vocab_size", "600", "--log_every", "1", "--epochs", "100")
 
@@ -289,6 +295,82 @@ def test_all_weights_are_trained_and_exported_whole_and_the_head_is_kept_from_th
     printed = train(workplace, "from_full", "--model", str(export), "--max_steps", "2", "--no-gradient_checkpointing")
     assert "score head kept" in printed
     assert losses(workplace, "from_full")[0] != pytest.approx(0.693147, abs=1e-6)
+
+
+def test_three_forms_weights_and_languages_in_one_run_of_three_classes(workplace):
+    """Turns in a .json.gz, arena's parquet with ties, votes in a .csv; two ranks."""
+    chosen, arena, votes = [], [], []
+    for number, row in enumerate(row for row in sample.written()["en"] if isinstance(row["prompt"], str)):
+        prompt, good, bad = (row[name] for name in ("prompt", "chosen", "rejected"))
+        user = {"role": "user", "content": prompt}
+        chosen.append({"chosen": [user, {"role": "assistant", "content": good}], "language": "English",
+                       "rejected": [user, {"role": "assistant", "content": bad}]})
+        arena.append({"prompt": json.dumps([prompt + " 2"]), "response_a": json.dumps([good, None]),
+                      "response_b": json.dumps([bad]), "winner_model_a": number % 3 == 0,
+                      "winner_model_b": number % 3 == 1, "winner_tie": number % 3 == 2, "language": "ar"})
+        votes.append({"prompt": prompt + " 3", "response_a": bad, "response_b": good, "votes": "[1, 3]"})
+    with gzip.open(workplace / "chosen.json.gz", "wt", encoding="utf-8") as file:
+        json.dump(chosen, file)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(arena), workplace / "arena.parquet")
+    with (workplace / "votes.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, votes[0])
+        writer.writeheader()
+        writer.writerows(votes)
+    data = [str(workplace / name) for name in ("chosen.json.gz", "arena.parquet:2", "votes.csv:0.5")]
+    printed = train(workplace, "three", "--data", *data, "--labels", "a", "b", "tie", "--language_temperature", "0.5",
+                    "--test_fraction", "0.2", "--max_steps", "2", ranks=2)
+    described = next(line for line in printed.splitlines() if line.startswith("train:"))
+    assert all(f"{language} " in described for language in ("en", "ar", "und")) and "in an epoch" in described
+    evaluated = lines(workplace, "three", "eval")[-1]
+    assert evaluated["accuracy_with_ties"] is not None and evaluated["n_ties"] > 0
+    settings = json.loads((workplace / "three/export/preference.json").read_text())
+    assert (settings["task"], settings["labels"]) == ("preference", ["a", "b", "tie"])
+    assert "# Data audit" in (workplace / "three/audit.md").read_text()
+    assert json.loads((workplace / "three/audit.json").read_text())["overlap"]["same_prompt"]["count"] == 0
+
+
+def test_a_model_learns_from_the_predictions_of_another(reference):
+    command = [sys.executable, "eval.py", "--model", str(reference / "reference"), "--data",
+               str(reference / "pairs.jsonl"), "--allow_overlap", "--output", str(reference / "teacher"), "--cache_dir",
+               str(reference / "cache")]
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, check=True)
+    teacher = reference / "teacher/predictions.jsonl"
+    printed = train(reference, "student", "--teacher", str(teacher), "--teacher_weight", "1", "--max_steps", "4")
+    taught, rows = next(line.split()[1:4:2] for line in printed.splitlines() if line.startswith("teacher:"))
+    assert taught == rows and 0 < int(rows) < len((reference / "pairs.jsonl").read_text().splitlines())
+    found, alone = losses(reference, "student"), losses(reference, "reference")
+    assert found[0] == pytest.approx(alone[0]) and found[-1] != pytest.approx(alone[-1], abs=1e-3)
+
+
+def test_languages_are_told_apart_on_real_data(workplace):
+    """A classification, from its rows to `eval.py` and `classify`."""
+    if not REAL.exists():
+        pytest.skip(f"{REAL} is missing")
+    rows = {}
+    with REAL.open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            rows.setdefault(row["language"], []).append({"text": row["response_a"], "label": row["language"],
+                                                         "group": row["group"], "language": row["language"]})
+    chosen = [row for language, some in rows.items() if language != "und" and len(some) >= 150 for row in some[:150]]
+    assert len({row["label"] for row in chosen}) >= 10
+    path = workplace / "languages.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in chosen), "utf-8")
+    train(workplace, "languages", "--task", "classification", "--data", str(path), "--tune", "full", "--max_steps",
+          "60", "--max_length", "192", "--test_fraction", "0.1", "--vocab_size", "2000")
+    logged = lines(workplace, "languages", "eval")[-1]
+    assert logged["accuracy"] > 0.6 > 3 * logged["most_common"]
+    command = [sys.executable, "eval.py", "--model", str(workplace / "languages")]
+    result = subprocess.run(command, cwd=ROOT, text=True, env=ENVIRONMENT, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((workplace / "languages/evaluation/metrics.json").read_text())
+    assert metrics["overall"]["accuracy"] == logged["accuracy"]
+    assert metrics["overall"]["macro_f1"] == logged["macro_f1"]
+    assert sum(part["n"] for part in metrics["by_class"].values()) == logged["n"]
+    model = PreferenceModel.from_pretrained(workplace / "languages")
+    probabilities = model.classify([chosen[0]["text"], "これは日本語の文です。"])
+    assert [sum(row.values()) for row in probabilities] == pytest.approx([1, 1])
+    assert max(probabilities[1], key=probabilities[1].get) == "ja"
 
 
 def test_wandb_offline_is_one_run_over_resumes(workplace, monkeypatch):

@@ -1,4 +1,4 @@
-"""The loss: literal values, soft targets, and what each of its two terms trains."""
+"""The loss: literal values, soft targets, and what each of its terms trains."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pm.loss import cross_entropy, preference_loss
+from pm.loss import cross_entropy, order_divergence, preference_loss
 
 # Two rows, each read in both orders; classes in the row's own order (a, b).
 LOGITS_NOC = torch.tensor([[[2.0, 0.0], [1.0, 3.0]], [[0.0, 0.5], [-1.0, 1.0]]])
@@ -91,3 +91,86 @@ def test_bf16_logits_give_an_fp32_loss():
 def test_large_logits_stay_finite():
     loss_N = preference_loss(torch.tensor([[[1e4, 0.0]], [[0.0, 1e4]]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]), 0.5)
     assert loss_N.tolist() == [0.0, 1e4]
+
+
+# The divergence between the orders
+
+APART_NOC = torch.tensor([[[math.log(9), 0.0], [0.0, 0.0]]])  # probabilities (0.9, 0.1), (1/2, 1/2); mean (3/4, 1/4)
+
+
+def test_divergence_of_two_orders_by_hand():
+    first = 0.75 * math.log(0.75 / 0.9) + 0.25 * math.log(0.25 / 0.1)
+    second = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert order_divergence(APART_NOC).tolist() == pytest.approx([(first + second) / 2])
+    assert (first + second) / 2 == pytest.approx(0.1115717)
+
+
+def test_divergence_is_that_of_torch_for_three_classes():
+    logits_NOC = torch.tensor([[[1.0, -2.0, 0.5], [0.0, 1.0, -1.0]], [[0.3, 0.2, 0.1], [3.0, 2.0, -4.0]]])
+    p_NC = logits_NOC.mean(1).softmax(-1)
+    each = [F.kl_div(logits_NOC[:, order].log_softmax(-1), p_NC, reduction="none").sum(1) for order in (0, 1)]
+    torch.testing.assert_close(order_divergence(logits_NOC), (each[0] + each[1]) / 2)
+
+
+def test_divergence_of_orders_with_the_same_odds_is_zero():
+    logits_NOC = torch.tensor([[[2.0, 0.0], [2.0, 0.0]], [[1.0, -1.0], [5.0, 3.0]]])  # a shift changes no odds
+    torch.testing.assert_close(order_divergence(logits_NOC), torch.zeros(2))
+    torch.testing.assert_close(order_divergence(logits_NOC[:, :1]), torch.zeros(2))
+
+
+def test_consistency_weight_scales_the_divergence():
+    target_NC = torch.tensor([[0.0, 1.0]])
+    wanted_N = preference_loss(APART_NOC, target_NC, 0.5) + 0.25 * 0.1115717
+    torch.testing.assert_close(preference_loss(APART_NOC, target_NC, 0.5, consistency_weight=0.25), wanted_N)
+
+
+def test_with_one_order_the_consistency_weight_does_not_matter():
+    one_order_NOC = LOGITS_NOC[:, :1]
+    torch.testing.assert_close(preference_loss(one_order_NOC, TARGET_NC, 0.5, consistency_weight=3.0),
+                               preference_loss(one_order_NOC, TARGET_NC, 0.5))
+
+
+def test_gradient_of_the_divergence_by_hand():
+    """Half of what each order's probability is above that of the averaged logits: nothing flows through the latter."""
+    logits_NOC = APART_NOC.clone().requires_grad_()
+    order_divergence(logits_NOC).sum().backward()
+    wanted_NOC = torch.tensor([[[(0.9 - 0.75) / 2, (0.1 - 0.25) / 2], [(0.5 - 0.75) / 2, (0.5 - 0.25) / 2]]])
+    torch.testing.assert_close(logits_NOC.grad, wanted_NOC)
+
+
+def test_divergence_pulls_opposite_orders_together_and_their_mean_nowhere():
+    logits_NOC = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]], requires_grad=True)
+    order_divergence(logits_NOC).sum().backward()
+    # (softmax of the order - 1/2) / 2
+    torch.testing.assert_close(logits_NOC.grad, torch.tensor([[[0.1903985, -0.1903985], [-0.1903985, 0.1903985]]]))
+    torch.testing.assert_close(logits_NOC.grad.sum(1), torch.zeros(1, 2))
+    nearer_NOC = logits_NOC.detach() - logits_NOC.grad
+    assert order_divergence(nearer_NOC).item() < order_divergence(logits_NOC).item()
+
+
+def test_divergence_of_large_logits_is_finite():
+    """The smaller probability rounds to 0 in fp32."""
+    logits_NOC = torch.tensor([[[300.0, 0.0], [200.0, 0.0]], [[300.0, 0.0], [0.0, 100.0]]], requires_grad=True)
+    divergence_N = order_divergence(logits_NOC)
+    assert divergence_N.tolist() == [0.0, 50.0]  # the second order gives e^-100 to what the mean is sure of
+    divergence_N.sum().backward()
+    assert logits_NOC.grad.isfinite().all()
+
+
+# Label smoothing
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.5])
+def test_label_smoothing_equals_torch(label_smoothing):
+    logits_NC = torch.tensor([[2.0, 0.0, -1.0], [-1.0, 3.0, 0.5]])
+    for target in ([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], [[0.2, 0.3, 0.5], [0.0, 0.6, 0.4]]):
+        target_NC = torch.tensor(target)
+        wanted_N = F.cross_entropy(logits_NC, target_NC, reduction="none", label_smoothing=label_smoothing)
+        torch.testing.assert_close(preference_loss(logits_NC[:, None], target_NC, 0.5, 0.0, label_smoothing), wanted_N)
+
+
+def test_label_smoothing_by_hand():
+    logits_NOC = torch.tensor([[[math.log(9), 0.0]]])  # probabilities (0.9, 0.1), target (0.9, 0.1)
+    wanted = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)
+    found_N = preference_loss(logits_NOC, torch.tensor([[1.0, 0.0]]), 0.5, label_smoothing=0.2)
+    assert found_N.item() == pytest.approx(wanted)

@@ -1,5 +1,8 @@
 """The model: where it reads its verdict, what it loads, what it trains."""
 
+import json
+import math
+
 import pytest
 import torch
 from peft import PeftModel
@@ -13,8 +16,10 @@ from pm.model import (
     load_model,
     load_tokenizer,
     parameter_groups,
+    save_small_base,
     unswap,
 )
+from pm.tokenizer import train_tokenizer
 
 PAD, EOS, WINDOW = 0, 2, 8
 
@@ -173,14 +178,26 @@ def test_unswap_turns_swapped_rows_only():
     assert logits_BC.tolist() == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
 
 
+def test_unswap_leaves_a_tie_where_it_is():
+    logits_BC = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    assert unswap(logits_BC, torch.tensor([False, True])).tolist() == [[1.0, 2.0, 3.0], [5.0, 4.0, 6.0]]
+
+
+def test_unswap_without_orders_changes_nothing():
+    logits_BC = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    assert unswap(logits_BC, torch.tensor([False])).tolist() == [[1.0, 2.0, 3.0, 4.0]]
+
+
 # Loading
+
+TWO, THREE = ("a", "b"), ("a", "b", "tie")
 
 
 def test_causal_model_gives_its_backbone_and_a_new_head(tmp_path):
     torch.manual_seed(1)
     causal = Cohere2ForCausalLM(tiny_config(tie_word_embeddings=False))
     causal.save_pretrained(tmp_path)
-    model, has_head = load_model(str(tmp_path), torch.float32)
+    model, has_head = load_model(str(tmp_path), torch.float32, TWO)
     assert has_head is False
     backbone, loaded = causal.model.state_dict(), model.state_dict()
     assert set(loaded) == {f"model.{name}" for name in backbone} | {"score.weight"}
@@ -194,7 +211,7 @@ def test_causal_model_gives_its_backbone_and_a_new_head(tmp_path):
 def test_saved_classifier_keeps_its_head(tmp_path):
     saved = tiny_model()
     saved.save_pretrained(tmp_path)
-    model, has_head = load_model(str(tmp_path), torch.float32)
+    model, has_head = load_model(str(tmp_path), torch.float32, TWO)
     assert has_head is True
     for name, weight in saved.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
@@ -203,15 +220,46 @@ def test_saved_classifier_keeps_its_head(tmp_path):
 
 def test_model_is_loaded_in_the_dtype_asked_for_and_its_rotary_frequencies_in_fp32(tmp_path):
     tiny_model().save_pretrained(tmp_path)
-    model, _ = load_model(str(tmp_path), torch.bfloat16)
+    model, _ = load_model(str(tmp_path), torch.bfloat16, TWO)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
 
 
-def refusal(name) -> str:
+@pytest.mark.parametrize("labels", [THREE, ("negative", "neutral", "positive", "mixed")])
+def test_more_classes_are_loaded_and_saved_with_their_names(tmp_path, labels):
+    Cohere2ForCausalLM(tiny_config()).save_pretrained(tmp_path / "base")
+    model, has_head = load_model(str(tmp_path / "base"), torch.float32, labels)
+    assert has_head is False
+    assert model.score.weight.shape == (len(labels), 32)
+    assert model(torch.tensor([[5, 6]]), labels=torch.tensor([0])).loss.item() == pytest.approx(math.log(len(labels)))
+    model.score.weight.data.normal_()
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert saved["id2label"] == {str(number): label for number, label in enumerate(labels)}
+    assert saved["label2id"] == {label: number for number, label in enumerate(labels)}
+    again, has_head = load_model(str(tmp_path / "saved"), torch.float32, labels)
+    assert has_head is True
+    assert torch.equal(again.score.weight, model.score.weight)
+
+
+def test_the_small_base_has_a_new_head_and_the_names_of_the_classes(tmp_path):
+    tokenizer = train_tokenizer(["hello world"], 400)
+    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+        save_small_base(tmp_path / name, tokenizer, THREE, seed)
+    one, same, other = (load_model(str(tmp_path / name), torch.float32, THREE)[0].state_dict()
+                        for name in ("one", "same", "other"))
+    assert one["score.weight"].shape == (3, 128)
+    assert not one["score.weight"].any()
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["id2label"] == {"0": "a", "1": "b", "2": "tie"}
+    assert load_tokenizer(str(tmp_path / "one")).get_vocab() == tokenizer.get_vocab()
+
+
+def refusal(name, labels=TWO) -> str:
     """What `load_model` says, on one line."""
     with pytest.raises(UserError) as error:
-        load_model(str(name), torch.float32)
+        load_model(str(name), torch.float32, labels)
     message = str(error.value)
     assert message.startswith(f"--model {name}")
     assert "\n" not in message
@@ -221,6 +269,14 @@ def refusal(name) -> str:
 def test_another_model_type_is_refused(tmp_path):
     LlamaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4).save_pretrained(tmp_path)
     assert refusal(tmp_path) == f"--model {tmp_path} is of type llama; a cohere2 model is needed"
+
+
+def test_a_head_of_another_number_of_classes_is_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "two")
+    assert refusal(tmp_path / "two", THREE) == (
+        f"--model {tmp_path / 'two'} has a head for the classes a, b; one for a, b, tie is needed")
+    tiny_model(num_labels=3).save_pretrained(tmp_path / "three")
+    assert refusal(tmp_path / "three") == f"--model {tmp_path / 'three'} has a head for the classes a, b, tie; one for a, b is needed"
 
 
 def test_missing_folder_is_refused(tmp_path):

@@ -1,22 +1,25 @@
 """Steps and micro-batches: literal small cases, and what holds for any lengths."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pm.batches import Batches
-from pm.encoding import Template
+from pm.errors import UserError
 from pm.plan import (
     ATTENTION_LENGTH,
     EVALUATION_BLOCK,
     FIXED_COST,
+    STARTS_AT_ONCE,
     epoch_order,
+    epoch_rows,
     plan_evaluation,
     plan_step,
+    rows_per_epoch,
+    sampling_rates,
     steps_per_epoch,
 )
 
@@ -27,7 +30,7 @@ BUDGET = st.integers(1, 20_000)
 RANKS = st.integers(1, 9)
 
 
-def cost(rows: int, longest: int) -> float:
+def cost(rows, longest):
     """The model of `pm.plan`, written out again: what a micro-batch costs."""
     return FIXED_COST + rows * longest * (1 + longest / ATTENTION_LENGTH)
 
@@ -79,7 +82,171 @@ def test_steps_per_epoch(rows, train_batch_size, wanted):
     assert steps_per_epoch(rows, train_batch_size) == wanted
 
 
+# How often rows are used
+
+
+def test_rates_move_weight_between_languages():
+    """Shares 0.8 and 0.2 become 2/3 and 1/3 at a temperature of 0.5, 1/2 and 1/2 at 0, 16/17 and 1/17 at 2."""
+    languages, weights = ["en", "en", "de", "en"], np.array([1.0, 0.5, 0.5, 0.5])
+    for temperature, wanted in [(1, [1, 0.5, 0.5, 0.5]), (0.5, [5 / 6, 5 / 12, 5 / 6, 5 / 12]),
+                                (0, [0.625, 0.3125, 1.25, 0.3125])]:
+        assert sampling_rates(languages, weights, temperature) == pytest.approx(wanted)
+    assert sampling_rates(["en"] * 4 + ["de"], np.ones(5), 2.0) == pytest.approx([20 / 17] * 4 + [5 / 17])
+
+
+def test_a_temperature_of_1_changes_no_bit():
+    weights = np.random.RandomState(0).random_sample(1000)
+    rates = sampling_rates(["en", "de"] * 500, weights, 1.0)
+    assert rates is not weights
+    assert rates.tobytes() == weights.tobytes()
+    assert sampling_rates(["en", "de"], np.array([1, 2]), 1.0).dtype == np.float64
+
+
+def test_a_language_without_weight_stays_without():
+    assert sampling_rates(["en", "de", "ja"], np.array([3.0, 0.0, 1.0]), 0.0).tolist() == [2.0, 0.0, 2.0]
+
+
+def test_weights_of_0_are_an_error():
+    with pytest.raises(UserError) as caught:
+        sampling_rates(["en", "de"], np.zeros(2), 1.0)
+    assert str(caught.value) == "the weights of all 2 rows are 0; no row is left to train on"
+
+
+@FIXED
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10)), min_size=1, max_size=40), st.floats(0, 3))
+def test_rates_have_the_sum_of_the_weights(rows, temperature):
+    weights = np.array([weight for _, weight in rows])
+    if weights.sum() > 1e-6:
+        rates = sampling_rates([language for language, _ in rows], weights, temperature)
+        assert (rates >= 0).all()
+        assert rates.sum() == pytest.approx(weights.sum())
+
+
+RATES = st.lists(st.sampled_from([0.0, 0.25, 1.0, 1.7]) | st.floats(1e-6, 4), min_size=1, max_size=60).map(np.array)
+
+
+def test_golden_rows_of_an_epoch():
+    rates = np.array([1, 1, 0.5, 0.5, 2, 0])
+    assert [epoch_rows(rates, 0, epoch).tolist() for epoch in range(3)] == [
+        [3, 1, 4, 0, 4], [2, 4, 1, 4, 0], [0, 1, 4, 3, 4]]
+    assert [epoch_rows(np.full(4, 0.25), 0, epoch).tolist() for epoch in range(5)] == [[1], [3], [1], [2], [0]]
+
+
+@FIXED
+@given(st.integers(0, 500), st.integers(0, 2**40), st.integers(0, 10**9))
+def test_rates_of_1_give_the_order_of_the_epoch(rows, seed, epoch):
+    assert epoch_rows(np.ones(rows), seed, epoch).tolist() == epoch_order(rows, seed, epoch).tolist()
+
+
+def test_a_million_rates_of_1_give_each_row_once():
+    for epoch in (0, 1, 12_345):
+        assert np.array_equal(epoch_rows(np.ones(1_000_000), 3, epoch), epoch_order(1_000_000, 3, epoch))
+
+
+def test_a_million_small_rates_add_up():
+    rates = np.full(1_000_000, 0.1)
+    times = sum(np.bincount(epoch_rows(rates, 0, epoch), minlength=len(rates)) for epoch in range(10))
+    assert times.sum() == 10 * 100_000
+    assert times.max() <= 3
+
+
+@FIXED
+@given(RATES, st.integers(0, 2**40), st.integers(0, 10**9))
+@example(np.array([1e-6]), 0, 0)
+@example(np.array([4.0] + [1e-300] * 50), 0, 7)
+def test_in_an_epoch_a_row_stands_its_rate_times_up_or_down(rates, seed, epoch):
+    if not rates.any():
+        return  # refused by `sampling_rates`
+    rows = epoch_rows(rates, seed, epoch)
+    assert len(rows) == rows_per_epoch(rates) == max(1, round(math.fsum(rates)))
+    assert rows.tolist() == epoch_rows(rates.copy(), seed, epoch).tolist()
+    scaled = rates * (len(rows) / rates.sum())
+    times = np.bincount(rows, minlength=len(rates))
+    assert (np.abs(times - scaled) < 1 + 1e-6).all()
+    assert not times[rates == 0].any()
+
+
+@FIXED
+@given(RATES, st.integers(0, 100), st.integers(1, 60))
+def test_over_epochs_a_row_stands_as_often_as_its_rate_says(rates, seed, epochs):
+    if not rates.any():
+        return
+    times = sum(np.bincount(epoch_rows(rates, seed, epoch), minlength=len(rates)) for epoch in range(epochs))
+    scaled = rates * (rows_per_epoch(rates) / rates.sum())
+    assert (np.abs(times - epochs * scaled) < 3).all()
+
+
+def test_rounding_never_uses_a_row_of_rate_0():
+    """2,271,901.6 * (2,271,902 / 2,271,901.6) is less than 2,271,902: the rest must not fall to the last row."""
+    rates = np.array([0, 2_271_901.6, 0, 0])
+    for seed in range(4):  # the order in which they lie differs
+        assert np.bincount(epoch_rows(rates, seed, 0), minlength=4).tolist() == [0, 2_271_902, 0, 0]
+
+
+def test_a_seed_pairs_rows_differently():
+    rates = np.full(1000, 0.5)
+    one, other = (set(epoch_rows(rates, seed, 0).tolist()) for seed in (0, 1))
+    assert 200 < len(one & other) < 300
+
+
+def test_no_rows_no_rows_of_an_epoch():
+    assert rows_per_epoch(np.array([])) == 0
+    assert epoch_rows(np.array([]), 0, 0).tolist() == []
+
+
 # One step
+
+
+def reference_plan_step(lengths, rows, token_budget, ranks):
+    """The first implementation, slow and plain: the plans of a seed must never change."""
+    rows = rows[np.argsort(-lengths[rows], kind="stable")]
+    plan = [[] for _ in range(ranks)]
+    load = np.zeros(ranks)
+    for start, end in reference_cut(lengths[rows].astype(np.float64), token_budget, ranks):
+        pieces = [piece.tolist() for piece in np.array_split(rows[start:end], ranks)]
+        for piece, rank in zip(pieces, np.argsort(load, kind="stable"), strict=True):
+            plan[rank].append(piece)
+            load[rank] += cost(len(piece), lengths[piece[0]]) if piece else 0.0
+    return plan
+
+
+def reference_cut(lengths, token_budget, ranks):
+    count = len(lengths)
+    best = np.zeros(count + 1)
+    cut_before = np.zeros(count + 1, dtype=np.int64)
+    for end in range(1, count + 1):
+        widest = ranks * max(1, int(token_budget // max(1.0, lengths[end - 1])))
+        starts = np.arange(max(0, end - widest), end)
+        per_rank = -(-(end - starts) // ranks)
+        longest = lengths[starts]
+        to_here = best[starts] + cost(per_rank, longest)
+        to_here[(per_rank * longest > token_budget) & (per_rank > 1)] = np.inf
+        cheapest = int(np.argmin(to_here))
+        best[end], cut_before[end] = to_here[cheapest], starts[cheapest]
+    cuts = []
+    while count:
+        cuts.append((int(cut_before[count]), count))
+        count = int(cut_before[count])
+    return cuts[::-1]
+
+
+@FIXED
+@given(LENGTHS | st.lists(st.integers(1, 4), min_size=1, max_size=40), BUDGET | st.integers(1, 100), RANKS)
+@example([0, 0, 5, 0, 5], 2, 1)
+def test_a_plan_is_that_of_the_reference(lengths, token_budget, ranks):
+    lengths = np.array(lengths)
+    rows = np.random.RandomState(0).permutation(len(lengths))
+    assert plan_step(lengths, rows, token_budget, ranks) == reference_plan_step(lengths, rows, token_budget, ranks)
+
+
+@pytest.mark.parametrize("token_budget", [4096, 100_000])
+@pytest.mark.parametrize("ranks", [1, 8])
+@pytest.mark.parametrize("count", [64, STARTS_AT_ONCE + 1, 300])
+def test_a_plan_of_many_rows_is_that_of_the_reference(count, ranks, token_budget):
+    lengths = log_normal(5.0, 0.8, 3 * count)
+    order = epoch_order(len(lengths), 0, 0)
+    for rows in np.split(order, 3):
+        assert plan_step(lengths, rows, token_budget, ranks) == reference_plan_step(lengths, rows, token_budget, ranks)
 
 
 def test_rows_are_sorted_from_long_to_short_and_ties_keep_their_order():
@@ -255,66 +422,3 @@ def test_an_evaluation_of_several_blocks_has_every_row_once(rows):
     plan = plan_evaluation(lengths, 8192, 2)
     assert len(plan[0]) == len(plan[1])
     assert sorted(row for batches in plan for batch in batches for row in batch) == list(range(rows))
-
-
-# Batches: the plan with its tensors
-
-
-TEMPLATE = Template(bos=1, eos=2, pad=0, start=3, end=4, roles={"system": 7, "user": 5, "assistant": 6})
-
-
-def batches(count=10, train_batch_size=4, token_budget=40, orders="both", seed=0) -> Batches:
-    """Row n has the id n, the prompt token 100 + n and the length 13."""
-    rows = Dataset.from_dict({
-        "id": [str(number) for number in range(count)],
-        "prompt_ids": [[3, 5, 100 + number, 4] for number in range(count)],
-        "a_ids": [[60]] * count, "b_ids": [[70]] * count, "target": [[1.0, 0.0]] * count, "tokens": [14] * count})
-    return Batches(rows, TEMPLATE, train_batch_size, token_budget, orders, seed)
-
-
-@pytest.fixture(autouse=True)
-def one_rank(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-
-
-def test_a_step_of_batches_is_the_plan_of_its_rows():
-    count, found = batches().step(0)
-    assert count == 4
-    assert [batch.ids for batch in found] == [["9"], ["2"], ["6"], ["3"]]  # 2 sequences of 14 tokens in a budget of 40
-    assert [batch.weight for batch in found] == [1.0] * 4
-    assert found[0].tensors["input_ids"].tolist() == [[1, 3, 5, 109, 4, 3, 6, 60, 4, 3, 6, 70, 4, 2],
-                                                      [1, 3, 5, 109, 4, 3, 6, 70, 4, 3, 6, 60, 4, 2]]
-
-
-def test_the_tail_step_of_batches_is_smaller_and_the_next_epoch_has_another_order():
-    made = batches()
-    ids = []
-    for step in range(6):
-        count, found = made.step(step)
-        assert count == (4, 4, 2)[step % 3]
-        ids += [identifier for batch in found for identifier in batch.ids]
-    assert ids == list("9263015784" "2476593180")
-
-
-def test_a_step_of_batches_does_not_depend_on_the_steps_before():
-    made, other = batches(orders="random"), batches(orders="random")
-    steps_before = [made.step(number) for number in range(7)]
-    count, found = other.step(5)
-    assert count == steps_before[5][0]
-    for one, again in zip(found, steps_before[5][1], strict=True):
-        assert one.ids == again.ids
-        assert {name: tensor.tolist() for name, tensor in one.tensors.items()} == {
-            name: tensor.tolist() for name, tensor in again.tensors.items()}
-
-
-def test_ranks_share_a_step_and_fill_in_with_weight_0(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    found = []
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        count, of_rank = batches(count=3, train_batch_size=3).step(0)
-        assert count == 3
-        found.append([(batch.ids, batch.weight) for batch in of_rank])
-    order = [str(row) for row in epoch_order(3, 0, 0)]
-    assert found == [[([order[0]], 1.0), ([order[2]], 1.0)], [([order[0]], 0.0), ([order[1]], 1.0)]]

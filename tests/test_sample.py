@@ -5,11 +5,11 @@ import unicodedata
 from collections import Counter, defaultdict
 from importlib.resources import files
 
+import pyarrow as pa
 import pytest
 
 from pm.data import sample
-from pm.data.comparison import prompt_key
-from pm.data.sources import ReadReport, read_source
+from pm.data.sources import Reading, ReadReport, read_source
 from pm.data.split import overlap, split
 
 WRITTEN = sample.written()
@@ -233,24 +233,26 @@ def test_no_prompt_occurs_in_two_groups():
 
 def test_the_sample_is_read_without_a_bad_row():
     report = ReadReport()
-    rows = list(read_source("sample", 0.0, report))
+    rows = list(read_source("sample", Reading(max_bad_fraction=0.0), report))
     assert report == ReadReport(len(ROWS), [])
     assert [row.id for row in rows] == [row["id"] for row in ROWS]
     for row, written in zip(rows, ROWS, strict=True):
-        good = row.response_a if row.target == [1.0, 0.0] else row.response_b
+        good = row.response_a if row.target == {"a": 1.0} else row.response_b
         assert good == written["chosen"]
         assert {row.response_a, row.response_b} == {written["chosen"], written["rejected"]}
         assert (row.group, row.language, row.kind, row.source) == (
             written["group"], written["language"], written["kind"], written["source"])
-    assert 0.45 < sum(row.target == [1.0, 0.0] for row in rows) / len(rows) < 0.55
+    assert 0.45 < sum(row.target == {"a": 1.0} for row in rows) / len(rows) < 0.55
 
 
 @pytest.mark.parametrize("test_fraction", [0.05, 0.25, 0.5])
 def test_a_split_of_the_sample_has_every_language_on_both_sides_and_no_overlap(test_fraction):
-    rows = [row.to_row() for row in read_source("sample", 0.0, ReadReport())]
-    sides = split([row["group"] for row in rows], [prompt_key(row["prompt"]) for row in rows], test_fraction)
+    rows = [row.to_row() for row in read_source("sample", Reading(), ReadReport())]
+    sides = split([row["group"] for row in rows], [row["prompt_key"] for row in rows], test_fraction)
     train, test = ([rows[number] for number in side] for side in sides)
-    assert overlap(train, test) is None
+    tables = [pa.table({name: [row[name] for row in side] for name in ("id", "group", "prompt_key", "source")})
+              for side in (train, test)]
+    assert overlap(*tables) is None
     assert {row["language"] for row in train} == {row["language"] for row in test} == set(sample.LANGUAGES)
     texts = [{(row["language"], row[name]) for row in side for name in ("response_a", "response_b")}
              for side in (train, test)]

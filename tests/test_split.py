@@ -1,9 +1,11 @@
 """Train and test by group: what stays together, what stays in place, and what an overlap says."""
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pm.data.example import text_hash
 from pm.data.split import overlap, split
 from pm.errors import UserError
 
@@ -22,6 +24,47 @@ def sides(groups, prompts, test_fraction) -> tuple[set, set]:
 def test_a_golden_split():
     groups = list("abcdefghij")
     assert split(groups, groups, 0.3) == ([0, 1, 3, 5, 6, 7, 8, 9], [2, 4])
+
+
+def reference_split(groups, prompt_keys, test_fraction):
+    """The first implementation, plain: a row's side must never change."""
+    parent = {}
+
+    def root(name):
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    group_of_prompt = {}
+    for group, prompt in zip(groups, prompt_keys, strict=True):
+        one, other = root(group), root(group_of_prompt.setdefault(prompt, group))
+        if one != other:
+            parent[max(one, other)] = min(one, other)
+    joined = [root(group) for group in groups]
+    places = {name: int(text_hash("split", name), 16) / 2**64 for name in joined}
+    ranked = sorted(places, key=places.__getitem__)
+    test = set(ranked[: min(max(1, sum(place < test_fraction for place in places.values())), len(ranked) - 1)])
+    return ([row for row, name in enumerate(joined) if name not in test],
+            [row for row, name in enumerate(joined) if name in test])
+
+
+@FIXED
+@given(PAIRS | st.lists(st.tuples(st.integers(0, 60).map("é{}".format), st.text()), min_size=1, max_size=80),
+       st.floats(0.001, 2.0))
+def test_a_split_is_that_of_the_reference(pairs, test_fraction):
+    groups, prompts = [group for group, _ in pairs], [prompt for _, prompt in pairs]
+    try:
+        sides = split(groups, prompts, test_fraction)
+    except UserError:
+        return  # one group
+    assert sides == reference_split(groups, prompts, test_fraction)
+
+
+def test_a_chain_of_groups_is_one_group_whatever_its_length():
+    groups = [f"g{number // 2}" for number in range(20_000)] + ["another"]
+    prompts = [f"p{(number + 1) // 2}" for number in range(20_000)] + ["another"]
+    assert sorted(map(len, split(groups, prompts, 0.5))) == [1, 20_000]
 
 
 def test_rows_of_a_group_stay_together():
@@ -131,13 +174,21 @@ def row(identifier: str, group: str, prompt_key: str, source: str = "file") -> d
     return {"id": identifier, "group": group, "prompt_key": prompt_key, "source": source}
 
 
+def table(rows: list[dict]) -> pa.Table:
+    return pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in row("", "", "")]))
+
+
+def found(train: list[dict], test: list[dict]) -> str | None:
+    return overlap(table(train), table(test))
+
+
 TRAIN = [row("1", "g", "p"), row("2", "g", "q"), row("3", "h", "r")]
 
 
 def test_no_overlap():
-    assert overlap(TRAIN, [row("4", "i", "s")]) is None
-    assert overlap(TRAIN, []) is None
-    assert overlap([], TRAIN) is None
+    assert found(TRAIN, [row("4", "i", "s")]) is None
+    assert found(TRAIN, []) is None
+    assert found([], TRAIN) is None
 
 
 @pytest.mark.parametrize(("test_row", "wanted"), [
@@ -147,21 +198,35 @@ def test_no_overlap():
     (row("1", "g", "p"), "1 (test) and 1 (train) share their prompt"),
 ])
 def test_an_overlap_names_the_rows(test_row, wanted):
-    assert overlap(TRAIN, [row("5", "j", "t"), test_row]) == f"1 of 2 test rows: {wanted}"
+    assert found(TRAIN, [row("5", "j", "t"), test_row]) == f"1 of 2 test rows: {wanted}"
 
 
 def test_an_equal_text_in_another_column_is_no_overlap():
-    assert overlap(TRAIN, [row("g", "p", "1")]) is None
+    assert found(TRAIN, [row("g", "p", "1")]) is None
 
 
 def test_an_equal_id_in_another_source_is_no_overlap():
-    assert overlap(TRAIN, [row("1", "i", "s", "another file")]) is None
+    assert found(TRAIN, [row("1", "i", "s", "another file")]) is None
+
+
+def test_sources_do_not_run_into_ids():
+    for one, other in [("a 1", "a"), ("a", "a 1"), ("0", "0 0"), ("", " ")]:
+        assert found([row("1 2", "g", "p", one)], [row("1 2", "h", "q", other)]) is None
+        assert found([row("1 2", "g", "p", one)], [row("1 2", "h", "q", one)]) is not None
+
+
+def test_an_overlap_names_the_first_train_row_of_many_chunks():
+    train = pa.concat_tables([table([row("0", "f", "o")]), table(TRAIN), table(TRAIN)])
+    test = pa.concat_tables([table([row("4", "i", "s")]), table([row("5", "g", "t"), row("3", "i", "u")])])
+    assert overlap(train, test) == ("2 of 3 test rows: 5 (test) and 1 (train) share their group; "
+                                    "3 (test) and 3 (train) share their id")
 
 
 def test_an_overlap_counts_all_rows_and_shows_three():
-    assert overlap(TRAIN, [row(f"t{number}", "h", f"s{number}") for number in range(5)]) == (
+    assert found(TRAIN, [row(f"t{number}", "h", f"s{number}") for number in range(5)]) == (
         "5 of 5 test rows: t0 (test) and 3 (train) share their group; t1 (test) and 3 (train) share their group; "
         "t2 (test) and 3 (train) share their group")
+    assert overlap(table(TRAIN), table([row("t", "h", "s")]), shown=0) == "1 of 1 test rows: "
 
 
 @FIXED
@@ -172,4 +237,4 @@ def test_a_split_has_no_overlap(pairs, test_fraction):
         train, test = split([row["group"] for row in rows], [row["prompt_key"] for row in rows], test_fraction)
     except UserError:
         return  # one group
-    assert overlap([rows[number] for number in train], [rows[number] for number in test]) is None
+    assert found([rows[number] for number in train], [rows[number] for number in test]) is None

@@ -1,79 +1,102 @@
 """Sources -> rows -> train and test -> token ids. What was read and tokenised is kept on disk and memory-mapped."""
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
 from pm import encoding
-from pm.data import comparison, sample, sources
-from pm.data.comparison import FEATURES, text_hash
-from pm.data.sources import ReadReport, identity, read_source
+from pm.data import example, forms, languages, sample, sources
+from pm.data import split as splitting
+from pm.data.example import FEATURES, text_hash
+from pm.data.sources import Reading, ReadReport, identity, read_source, split_weight
 from pm.data.split import overlap, split
 from pm.encoding import ENCODED_FEATURES, Encoder
 from pm.errors import UserError
 
+
 # What is kept on disk depends on this code as well: after an edit nothing stale is found.
-READING = text_hash(*(Path(module.__file__).read_text("utf-8") for module in (comparison, sample, sources)))
-ENCODING = text_hash(Path(encoding.__file__).read_text("utf-8"))
+def code_hash(*modules) -> str:
+    return text_hash(*(Path(module.__file__).read_text("utf-8") for module in modules))
+
+
+READING = code_hash(example, forms, languages, sample, sources)
+SPLITTING = code_hash(splitting)
+ENCODING = code_hash(encoding)
+SIDES = ("train", "test")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of text with the report of how they were read; `key` changes where they do."""
+    """Rows of text with the report of how they were read; `key` changes where they do. `weights` are those of the
+    sources, in their order (`source_index`)."""
 
     rows: Dataset
     report: ReadReport
     key: str
+    weights: list[float]
 
 
-def read(specs: list[str], cache_dir: str, max_bad_fraction: float) -> Rows:
-    """All rows of the sources as `comparison.FEATURES` says, memory-mapped."""
-    key = text_hash(READING, str(max_bad_fraction), *specs, *map(identity, specs))
+def read(data: list[str], reading: Reading, cache_dir: str) -> Rows:
+    """All rows of the sources as `example.FEATURES` says, memory-mapped."""
+    specs, weights = zip(*map(split_weight, data), strict=True)
+    key = text_hash(READING, repr(reading), *specs, *map(identity, specs))
 
     def build(folder: Path) -> None:
         report = ReadReport()
         with ArrowWriter(path=str(folder / "rows.arrow"), features=FEATURES) as writer:
-            for spec in specs:
-                rows = read_source(spec, max_bad_fraction, report)
+            for index, spec in enumerate(specs):
+                rows = read_source(spec, reading, report)
                 for row in tqdm(rows, desc=f"read {spec}", unit=" rows", disable=None, leave=False):
-                    writer.write(row.to_row())
+                    writer.write(row.to_row(index))
             writer.finalize()
         (folder / "report.json").write_text(json.dumps(asdict(report)), "utf-8")
 
-    folder = _cached(Path(cache_dir).expanduser() / f"rows-{key}", build)
+    folder = cached(cache_dir, f"rows-{key}", build)
     report = ReadReport(**json.loads((folder / "report.json").read_text("utf-8")))
-    return Rows(Dataset.from_file(str(folder / "rows.arrow")), report, key)
+    return Rows(Dataset.from_file(str(folder / "rows.arrow")), report, key, list(weights))
 
 
-def split_rows(train: Rows, test: Rows | None, test_fraction: float) -> tuple[Dataset, Dataset]:
+def split_rows(train: Rows, test: Rows | None, test_fraction: float, cache_dir: str) -> tuple[Dataset, Dataset]:
     """The two sides, without overlap: by group from `train`, or as given. Raises `UserError` on an overlap."""
-    if test is None:
-        sides = split(train.rows["group"][:], train.rows["prompt_key"][:], test_fraction)
-        train_rows, test_rows = (train.rows.select(side) for side in sides)
-    else:
-        train_rows, test_rows = train.rows, test.rows
-    check_overlap(train_rows, test_rows)
-    return train_rows, test_rows
+    if test is not None:
+        check_overlap(train.rows, test.rows)
+        return train.rows, test.rows
+    key = text_hash(SPLITTING, train.key, str(test_fraction))
+
+    def build(folder: Path) -> None:
+        table = _keys(train.rows)
+        sides = split(table["group"].to_pylist(), table["prompt_key"].to_pylist(), test_fraction)
+        _refuse(overlap(*map(table.take, sides)))
+        for name, side in zip(SIDES, sides, strict=True):
+            np.save(folder / f"{name}.npy", np.array(side, dtype=np.int64))
+
+    folder = cached(cache_dir, f"split-{key}", build)
+    return tuple(train.rows.select(np.load(folder / f"{name}.npy")) for name in SIDES)
 
 
 def check_overlap(train_rows: Dataset, test_rows: Dataset) -> None:
     """Raises `UserError` naming test rows that are in the training split, by id, group or prompt."""
-    found = overlap(*(_keys(rows) for rows in (train_rows, test_rows)))
+    _refuse(overlap(_keys(train_rows), _keys(test_rows)))
+
+
+def _refuse(found: str | None) -> None:
     if found:
         raise UserError(f"the test rows overlap with the training split: {found}")
 
 
-def _keys(rows: Dataset) -> Iterator[dict]:
-    columns = ("id", "group", "prompt_key", "source")
-    for values in zip(*(rows[column][:] for column in columns), strict=True):
-        yield dict(zip(columns, values, strict=True))
+def _keys(rows: Dataset) -> pa.Table:
+    return rows.select_columns(["id", "group", "prompt_key", "source"]).with_format("arrow")[:]
 
 
 def encode(rows: Dataset, rows_key: str, encoder: Encoder, cache_dir: str) -> Dataset:
@@ -89,7 +112,7 @@ def encode(rows: Dataset, rows_key: str, encoder: Encoder, cache_dir: str) -> Da
         if not len(encoded):
             raise UserError(f"none of {len(rows)} rows is left: in each the two responses are equal")
 
-    folder = _cached(Path(cache_dir).expanduser() / f"encoded-{key}", build)
+    folder = cached(cache_dir, f"encoded-{key}", build)
     return Dataset.from_file(str(folder / "encoded.arrow"))
 
 
@@ -97,28 +120,39 @@ def training_texts(rows: Dataset):
     """Every text of the rows, for the tokenizer of the small model."""
     for row in rows:
         yield from (turn["content"] for turn in row["prompt"])
-        yield row["response_a"]
-        yield row["response_b"]
+        yield from (text for text in (row["response_a"], row["response_b"]) if text is not None)
 
 
-def describe(name: str, rows: Dataset, encoded: Dataset) -> str:
-    """What is in a split: rows, groups, languages, truncation."""
+def fingerprint(encoded: Dataset) -> str:
+    """Changes where rows, their order or their lengths do."""
+    digest = hashlib.sha256("\n".join(encoded["id"][:]).encode())
+    digest.update(np.asarray(encoded["tokens"][:], dtype=np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def describe(name: str, rows: Dataset, encoded: Dataset, rates: np.ndarray | None = None) -> str:
+    """What is in a split: rows, groups, and of each language the rows, how many of them were cut, and with `rates`
+    that are not all 1 how many are used in an epoch."""
     if not len(encoded):
         return f"{name}: no rows"
-    table: dict[str, list[int]] = {}
-    for language, cut in zip(encoded["language"][:], encoded["tokens_cut"][:], strict=True):
-        count = table.setdefault(language, [0, 0])
-        count[0] += 1
-        count[1] += cut > 0
-    parts = [f"{language} {count:,}" + (f" ({cut / count:.0%} cut)" if cut else "")
-             for language, (count, cut) in sorted(table.items(), key=lambda item: -item[1][0])]
+    languages, index = np.unique(encoded["language"][:], return_inverse=True)
+    count = np.bincount(index)
+    cut = np.bincount(index, weights=np.asarray(encoded["tokens_cut"][:]) > 0)
+    used = None if rates is None or np.all(rates == 1) else np.bincount(index, weights=rates)
+    parts = []
+    for place in np.argsort(-count, kind="stable"):
+        notes = [f"{cut[place] / count[place]:.0%} cut"] if cut[place] else []
+        notes += [f"{used[place]:,.0f} in an epoch"] if used is not None else []
+        parts.append(f"{languages[place]} {count[place]:,}" + (f" ({', '.join(notes)})" if notes else ""))
     dropped = len(rows) - len(encoded)
-    return (f"{name}: {len(encoded):,} pairs, {len(set(encoded['group'][:])):,} groups"
+    text = (f"{name}: {len(encoded):,} rows, {len(set(encoded['group'][:])):,} groups"
             + (f", {dropped:,} left out (equal responses)" if dropped else "") + f"; {', '.join(parts)}")
+    return textwrap.fill(text, 120, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
-def _cached(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, built at the first call: in a temporary folder that is renamed when it is whole."""
+def cached(cache_dir: str, name: str, build: Callable[[Path], None]) -> Path:
+    """A folder of the cache, built at the first call: in a temporary folder that is renamed when it is whole."""
+    folder = Path(cache_dir).expanduser() / name
     if folder.is_dir():
         return folder
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.writing")
@@ -126,7 +160,7 @@ def _cached(folder: Path, build: Callable[[Path], None]) -> Path:
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"--cache_dir {folder.parent} cannot be written: {error.strerror}") from None
+        raise UserError(f"--cache_dir {cache_dir} cannot be written: {error.strerror}") from None
     try:
         build(temporary)
         os.rename(temporary, folder)

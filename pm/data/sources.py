@@ -1,30 +1,46 @@
-"""Foreign rows become `Comparison`s here. `chosen` and `rejected` exist nowhere else in the package.
+"""Sources to raw rows to `Example`s.
 
-A source is `sample`, a local file (.jsonl, .json, .csv, .parquet; .jsonl also .gz), or a Hugging Face dataset
-(hub id or local folder) as `id`, `id@config`, `id#splits` or `id@config#splits`, where `splits` are
-comma-separated patterns such as `train` or `es_*,ar_*`.
+A source is `sample`, a local file (.jsonl, .json, .csv, .parquet, each also .gz), or a Hugging Face dataset (hub id
+or local folder) as `id`, `id@config`, `id#splits` or `id@config#splits`, where `splits` are comma-separated patterns
+such as `train` or `es_*,ar_*`. `:0.5` at the end is its weight: each of its rows is used half as often.
 """
 
 import csv
 import fnmatch
 import gzip
+import io
 import json
+import math
+import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
+
+from datasets import ClassLabel
 
 from pm.data import sample
-from pm.data.comparison import LABELS, ROLES, Comparison, prompt_key, text_hash
+from pm.data.example import Example, text_hash
+from pm.data.forms import BadRow, examples
+from pm.data.languages import detector, language_of_name
 from pm.errors import UserError, first_line
+from pm.task import PREFERENCE
 
-FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+FILE_ENDINGS = tuple(kind + packed for kind in (".jsonl", ".json", ".csv", ".parquet") for packed in ("", ".gz"))
 
 
-class BadRow(ValueError):
-    """Why one row was rejected."""
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read; the flags of the same names say what each means."""
+
+    task: str = PREFERENCE
+    format: str | None = None
+    margin_scale: float = 1.0
+    detect_languages: bool = False
+    max_bad_fraction: float = 0.01
 
 
 @dataclass
@@ -38,32 +54,41 @@ class ReadReport:
         return f"{len(self.rejected):,} of {self.read:,} rows rejected, such as {'; '.join(self.rejected[:5])}"
 
 
-def read_source(spec: str, max_bad_fraction: float, report: ReadReport) -> Iterator[Comparison]:
+def split_weight(spec: str) -> tuple[str, float]:
+    """A source as written to the source itself and its weight. Raises `UserError` for a weight of 0 or of infinity."""
+    match = re.fullmatch(r"(.+):(\d+(?:\.\d+)?)", spec)
+    if not match or os.path.exists(spec):
+        return spec, 1.0
+    weight = float(match[2])
+    if not 0 < weight < math.inf:
+        raise UserError(f"--data {spec}: a weight must be above 0" + (", and a finite number" if weight else ""))
+    return match[1], weight
+
+
+def read_source(spec: str, reading: Reading, report: ReadReport) -> Iterator[Example]:
     """The rows of one source. Each bad one is noted in `report` as `file:line: reason` and left out.
 
     Raises `UserError` where the source cannot be read, holds no rows, has columns of no known form, or where more
     than `max_bad_fraction` of its rows are bad.
     """
     before = (report.read, len(report.rejected))
+    detect = detector() if reading.detect_languages else None
+    name = Path(spec).name if _is_file(spec) else spec
     for where, row, language in _raw_rows(spec):
         report.read += 1
         try:
             if isinstance(row, BadRow):
                 raise row
-            convert = next((convert for columns, convert in FORMS if columns <= row.keys()), None)
-            if convert is None:
-                known = "; ".join(", ".join(sorted(columns)) for columns, _ in FORMS)
-                raise BadRow(f"columns {sorted(map(str, row))} are none of the known forms: {known}")
-            yield convert(row, language, Path(spec).name if _is_file(spec) else spec)
+            yield from examples(row, reading.task, reading.format, reading.margin_scale, language, name, detect)
         except BadRow as error:
             report.rejected.append(f"{where}: {error}")
     read, rejected = report.read - before[0], len(report.rejected) - before[1]
     if not read:
         raise UserError(f"{spec} holds no rows")
-    if rejected > max_bad_fraction * read:
+    if rejected > reading.max_bad_fraction * read:
         reasons = "; ".join(report.rejected[before[1] :][:3])
         raise UserError(f"{spec}: {rejected} of {read} rows are bad, more than --max_bad_fraction "
-                        f"{max_bad_fraction:g} allows: {reasons}")
+                        f"{reading.max_bad_fraction:g} allows: {reasons}")
 
 
 def identity(spec: str) -> str:
@@ -85,17 +110,23 @@ def _raw_rows(spec: str) -> Iterator[tuple[str, dict | BadRow, str]]:
             yield row["id"], row, row["language"]
     elif _is_file(spec):
         path = _existing(spec)
-        reader = {".gz": _read_jsonl, ".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv,
-                  ".parquet": _read_parquet}[path.suffix]
+        kind = Path(path.name.removesuffix(".gz")).suffix
+        reader = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}[kind]
         try:
             for number, row in reader(path):
                 yield f"{path}:{number}", row, ""
         except (EOFError, zlib.error, gzip.BadGzipFile, PermissionError, IsADirectoryError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from None
+            raise UserError(f"{path} cannot be read: {first_line(error)}") from None
     else:
+        config = spec.partition("#")[0].partition("@")[2]
         for name, split in _hub_splits(spec):
+            language = language_of_name(name) or language_of_name(config)
+            classes = {column: feature.names for column, feature in split.features.items()
+                       if isinstance(feature, ClassLabel)}  # numbers with names; -1 is none
             for number, row in enumerate(split, 1):
-                yield f"{spec}[{name}]:{number}", row, _language_of_split(name)
+                for column, names in classes.items():
+                    row[column] = names[row[column]] if row[column] in range(len(names)) else None
+                yield f"{spec}[{name}]:{number}", row, language
 
 
 def _is_file(spec: str) -> bool:
@@ -103,14 +134,17 @@ def _is_file(spec: str) -> bool:
 
 
 def _existing(spec: str) -> Path:
-    path = Path(spec)
-    if not path.is_file():
+    if not os.path.isfile(spec):  # unlike Path.is_file, False for a name that is too long
         raise UserError(f"--data {spec}: there is no such file")
-    return path
+    return Path(spec)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict | BadRow]]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, 1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
@@ -121,7 +155,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict | BadRow]]:
 def parse_json_row(line: bytes) -> dict | BadRow:
     """One JSON object, strictly: UTF-8, no duplicate keys, no NaN or Infinity."""
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        row = STRICT.decode(line.decode("utf-8"))
     except BadRow as error:
         return error
     except UnicodeDecodeError as error:
@@ -146,10 +180,13 @@ def _refuse_constant(name: str):
     raise BadRow(f"{name} is not a number in JSON")
 
 
+STRICT = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+
+
 def _read_json(path: Path) -> Iterator[tuple[int, dict | BadRow]]:
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_unique_keys,
-                          parse_constant=_refuse_constant)
+        with _open(path) as file:
+            rows = STRICT.decode(file.read().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(rows, list):
@@ -160,7 +197,7 @@ def _read_json(path: Path) -> Iterator[tuple[int, dict | BadRow]]:
 
 def _read_csv(path: Path) -> Iterator[tuple[int, dict | BadRow]]:
     csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with io.TextIOWrapper(_open(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
             _refuse_repeated(path, reader.fieldnames or [])
@@ -173,23 +210,24 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict | BadRow]]:
 def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
     twice = [column for column, count in Counter(columns).items() if count > 1]
     if twice:
-        raise UserError(f"{path}: column {twice[0]!r} stands twice")
+        raise UserError(f"{path}: column {twice[0]!r:.50} stands twice")
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict]]:
-    import pyarrow
     import pyarrow.parquet
 
     try:
         number = 0
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(_open(path))
         _refuse_repeated(path, file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file, or a value that Python has no type for: the library raises many kinds
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
 
 
 def _hub_splits(spec: str) -> list[tuple[str, object]]:
@@ -208,138 +246,3 @@ def _hub_splits(spec: str) -> list[tuple[str, object]]:
     if not chosen and patterns:
         raise UserError(f"--data {spec}: none of the splits {', '.join(splits)} matches {patterns!r}")
     return [(key, splits[key]) for key in chosen or splits]
-
-
-def _language_of_split(name: str) -> str:
-    """`es_train` -> `es`: how `multilingual/orca_dpo_pairs` and others name their splits."""
-    match = re.fullmatch(r"([a-z]{2})(_[A-Za-z]+)+", name)
-    return match[1] if match else ""
-
-
-# What a row becomes
-
-
-def _pair_row(row: dict, language: str, source: str) -> Comparison:
-    winner = row["winner"]
-    targets = {"a": [1.0, 0.0], "b": [0.0, 1.0], "tie": [0.5, 0.5]}
-    if not isinstance(winner, str) or winner not in targets:
-        raise BadRow(f"winner must be one of {', '.join(targets)}, not {winner!r}")
-    return _comparison(row, language, source, _prompt(row["prompt"], "prompt"), _text(row, "response_a"),
-                       _text(row, "response_b"), targets[winner])
-
-
-def _orca_row(row: dict, language: str, source: str) -> Comparison:
-    system = row.get("system")
-    if system is not None and not isinstance(system, str):
-        raise BadRow(f"system must be text, not {type(system).__name__}")
-    turns = [{"role": "system", "content": system}] if system and system.strip() else []
-    prompt = turns + _prompt(row["question"], "question")
-    return _ranked(row, language, source, prompt, _text(row, "chosen"), _text(row, "rejected"))
-
-
-def _chosen_row(row: dict, language: str, source: str) -> Comparison:
-    chosen, rejected = row["chosen"], row["rejected"]
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        if row.get("prompt") is None:
-            raise BadRow("a prompt column is needed where chosen and rejected are plain text")
-        return _ranked(row, language, source, _prompt(row["prompt"], "prompt"), _text(row, "chosen"),
-                       _text(row, "rejected"))
-    good, bad = _turns(chosen, "chosen"), _turns(rejected, "rejected")
-    if row.get("prompt") is not None:
-        prompt = _prompt(row["prompt"], "prompt")
-        good, bad = (turns[len(prompt):] if turns[: len(prompt)] == prompt else turns for turns in (good, bad))
-    else:
-        prompt = good[:-1]
-        good, bad = good[len(prompt):], bad[len(prompt):] if bad[: len(prompt)] == prompt else bad
-    for name, turns in (("chosen", good), ("rejected", bad)):
-        if [turn["role"] for turn in turns] != ["assistant"]:
-            raise BadRow(f"{name} must be the prompt followed by one assistant turn")
-    return _ranked(row, language, source, _prompt(prompt, "prompt"), good[0]["content"], bad[0]["content"])
-
-
-def _ranked(row: dict, language: str, source: str, prompt: list[dict], chosen: str, rejected: str) -> Comparison:
-    """A/B from chosen/rejected; which of them is A is drawn from a hash of the texts."""
-    if int(text_hash("order", prompt_key(prompt), chosen, rejected), 16) % 2:
-        return _comparison(row, language, source, prompt, chosen, rejected, [1.0, 0.0])
-    return _comparison(row, language, source, prompt, rejected, chosen, [0.0, 1.0])
-
-
-def _comparison(row: dict, language: str, source: str, prompt: list[dict], a: str, b: str, target: list[float]):
-    identifier = _optional(row, "id") or text_hash(json.dumps(prompt), a, b)
-    return Comparison(
-        id=identifier,
-        group=_group(row) or "prompt-" + prompt_key(prompt),
-        language=_optional(row, "language") or language or "und",
-        source=_optional(row, "source") or source,
-        kind=_optional(row, "kind"),
-        prompt=prompt, response_a=a, response_b=b, target=target,
-    )
-
-
-def _group(row: dict) -> str:
-    """What links translations: our `group`, or the row number in the original of `multilingual/orca_dpo_pairs`."""
-    index = _optional(row, "mllm_index")
-    return _optional(row, "group") or (f"mllm-{index}" if index else "")
-
-
-def _optional(row: dict, column: str) -> str:
-    value = row.get(column)
-    if value is None:
-        return ""
-    if not isinstance(value, (str, int)) or isinstance(value, bool):
-        raise BadRow(f"{column} must be text, not {type(value).__name__}")
-    return _storable(str(value), column)
-
-
-def _text(row: dict, column: str) -> str:
-    return _check_text(row[column], column)
-
-
-def _check_text(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"{name} must be text, not {type(value).__name__}")
-    if not value.strip():
-        raise BadRow(f"{name} is empty")
-    return _storable(value, name)
-
-
-def _storable(text: str, name: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadRow(f"{name} is not UTF-8, or holds a lone surrogate") from None
-    return text
-
-
-def _prompt(value: object, name: str) -> list[dict[str, str]]:
-    if isinstance(value, str):
-        return [{"role": "user", "content": _check_text(value, name)}]
-    turns = _turns(value, name)
-    if turns[-1]["role"] != "user":
-        raise BadRow(f"{name} must end with a user turn, not {turns[-1]['role']}")
-    return turns
-
-
-def _turns(value: object, name: str) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"{name} must be text or a list of turns, not {type(value).__name__}")
-    turns = []
-    for turn in value:
-        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-            raise BadRow(f"{name}: each turn must have role and content")
-        if turn["role"] not in ROLES:
-            raise BadRow(f"{name}: role must be one of {', '.join(ROLES)}, not {turn['role']!r}")
-        if turn["role"] == "system" and turn["content"] == "":
-            continue
-        turns.append({"role": turn["role"], "content": _check_text(turn["content"], f"{name} turn")})
-    return turns
-
-
-# The known forms of a row; the first whose columns a row has is taken.
-FORMS: tuple[tuple[set[str], Callable[[dict, str, str], Comparison]], ...] = (
-    ({"prompt", "response_a", "response_b", "winner"}, _pair_row),
-    ({"question", "chosen", "rejected"}, _orca_row),
-    ({"chosen", "rejected"}, _chosen_row),
-)
-
-assert LABELS == ("a", "b")  # the targets above are written for these two classes

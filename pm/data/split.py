@@ -1,8 +1,12 @@
 """Train and test, by group, by a stable hash."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from pm.data.comparison import text_hash
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pm.data.example import text_hash
 from pm.errors import UserError
 
 
@@ -15,60 +19,76 @@ def split(groups: Sequence[str], prompt_keys: Sequence[str], test_fraction: floa
     nearest to the line moves.
     Raises `UserError` where there is only one group.
     """
-    joined = _join(groups, prompt_keys)
-    places = {name: int(text_hash("split", name), 16) / 2**64 for name in joined}
     if test_fraction <= 0:
-        return list(range(len(joined))), []
-    if len(places) < 2:
-        raise UserError(f"a split by group needs at least 2 groups of prompts; the data has {len(places)}")
-    ranked = sorted(places, key=places.__getitem__)
-    count = min(max(1, sum(place < test_fraction for place in places.values())), len(ranked) - 1)
-    test = set(ranked[:count])
-    return ([row for row, name in enumerate(joined) if name not in test],
-            [row for row, name in enumerate(joined) if name in test])
+        return list(range(len(groups))), []
+    names, joined = _join(groups, prompt_keys)
+    if len(names) < 2:
+        raise UserError(f"a split by group needs at least 2 groups of prompts; the data has {len(names)}")
+    hashes = (int(text_hash("split", name), 16) for name in names)
+    places = np.fromiter(hashes, np.uint64, len(names)) / 2.0**64
+    count = min(max(1, int((places < test_fraction).sum())), len(names) - 1)
+    in_test = np.zeros(len(names), dtype=bool)
+    in_test[np.argsort(places, kind="stable")[:count]] = True
+    return np.flatnonzero(~in_test[joined]).tolist(), np.flatnonzero(in_test[joined]).tolist()
 
 
-def overlap(train: Iterable[dict], test: Iterable[dict], shown: int = 3) -> str | None:
+def overlap(train: pa.Table, test: pa.Table, shown: int = 3) -> str | None:
     """Names rows of `test` whose id, group or prompt is in `train` too; None where there are none.
 
-    Rows need the keys `id`, `group`, `prompt_key` and `source`; an id counts within its source.
+    Tables need the columns `id`, `group`, `prompt_key` and `source`; an id counts within its source.
     """
-    seen: dict[tuple[str, ...], str] = {}
-    for row in train:
-        for column in ("id", "group", "prompt_key"):
-            seen.setdefault(_key(row, column), row["id"])
+    pairs = {"prompt": (train["prompt_key"], test["prompt_key"]), "group": (train["group"], test["group"]),
+             "id": _ids_by_source(train, test)}
+    # [column, test row]: the first train row with the same value, -1 where there is none.
+    place = np.stack([pc.fill_null(pc.index_in(wanted, value_set=known), -1).to_numpy()
+                      for known, wanted in pairs.values()])
+    rows = np.flatnonzero((place >= 0).any(axis=0))
     found = []
-    total = count = 0
-    for row in test:
-        total += 1
-        for column in ("prompt_key", "group", "id"):
-            other = seen.get(_key(row, column))
-            if other is not None:
-                count += 1
-                if len(found) < shown:
-                    name = column.removesuffix("_key")
-                    found.append(f"{row['id']} (test) and {other} (train) share their {name}")
-                break
-    return f"{count} of {total} test rows: {'; '.join(found)}" if count else None
+    for row in rows[:shown].tolist():
+        column = int((place[:, row] >= 0).argmax())
+        name, other = list(pairs)[column], int(place[column, row])
+        found.append(f"{test['id'][row]} (test) and {train['id'][other]} (train) share their {name}")
+    return f"{len(rows)} of {len(test)} test rows: {'; '.join(found)}" if len(rows) else None
 
 
-def _key(row: dict, column: str) -> tuple[str, ...]:
-    return (column, row[column], row["source"]) if column == "id" else (column, row[column])
+def _ids_by_source(*tables: pa.Table) -> list[pa.ChunkedArray]:
+    """Ids that differ where sources differ: each after the number of its source in the first table, or null."""
+    sources = pc.unique(tables[0]["source"])
+    return [pc.binary_join_element_wise(pc.index_in(table["source"], value_set=sources).cast(pa.string()), table["id"],
+                                        " ") for table in tables]
 
 
-def _join(groups: Sequence[str], prompt_keys: Sequence[str]) -> list[str]:
-    """For each row the smallest name among the groups that shared prompts connect with its own (union-find)."""
-    parent: dict[str, str] = {}
+def _join(groups: Sequence[str], prompt_keys: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Names of the joined groups, and for each row the place of its own in that list, int64 (rows,).
 
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
+    The name is the smallest of the groups that shared prompts connect; names stand in the order of rows.
+    """
+    names, group_of_row = _numbered(groups)
+    roots, place = _numbered(_roots(names, group_of_row, prompt_keys))
+    return [names[group] for group in roots], np.array(place, dtype=np.int64)[group_of_row]
 
-    group_of_prompt: dict[str, str] = {}
-    for group, prompt in zip(groups, prompt_keys, strict=True):
+
+def _roots(names: list[str], group_of_row: list[int], prompt_keys: Sequence[str]) -> list[int]:
+    """For each group that of the smallest name among those which shared prompts connect with it (union-find)."""
+    parent: dict[int, int] = {}
+
+    def root(group: int) -> int:
+        while group in parent:
+            above = parent[group]
+            parent[group] = group = parent.get(above, above)
+        return group
+
+    group_of_prompt: dict[str, int] = {}
+    for prompt, group in zip(prompt_keys, group_of_row, strict=True):
         one, other = root(group), root(group_of_prompt.setdefault(prompt, group))
         if one != other:
-            parent[max(one, other)] = min(one, other)
-    return [root(group) for group in groups]
+            smaller, larger = sorted((one, other), key=names.__getitem__)
+            parent[larger] = smaller
+    return list(map(root, range(len(names))))
+
+
+def _numbered(values: Sequence) -> tuple[list, list[int]]:
+    """The distinct values in the order of rows, and the place of each row's value among them."""
+    places: dict = {}
+    place_of_row = [places.setdefault(value, len(places)) for value in values]
+    return list(places), place_of_row

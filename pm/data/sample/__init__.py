@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from importlib.resources import files
 
-from pm.data.comparison import text_hash
+from pm.data.example import text_hash
 
 LANGUAGES = ("en", "fr", "es", "it", "de", "pt", "ja", "ko", "ar", "zh", "ru", "pl", "tr", "vi", "nl", "cs", "id", "uk",
              "ro", "el", "hi", "he", "fa")

@@ -1,0 +1,252 @@
+"""An exported model compares and classifies; its weights are random, small and the same each time."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import Cohere2Config
+
+from pm.data.example import FEATURES, Example
+from pm.data.targets import with_targets
+from pm.encoding import ENCODED_FEATURES, Template
+from pm.errors import UserError
+from pm.model import Cohere2ForSequenceClassification
+from pm.predict import PreferenceModel, find_export, score
+from pm.task import CLASSIFICATION, PREFERENCE, Task
+from pm.tokenizer import train_tokenizer
+
+TOKENIZER = train_tokenizer(["The quick brown fox says hello to the lazy dog. 0123456789"] * 9, 400)
+CPU = torch.device("cpu")
+TWO, THREE, NAMES = ("a", "b"), ("a", "b", "tie"), ("negative", "neutral", "positive")
+
+
+def export(folder, task: str, labels: tuple[str, ...], changes=None):
+    """A folder as `pm.export` writes it with --tune full. `changes` of its settings; None takes one out."""
+    torch.manual_seed(0)
+    model = Cohere2ForSequenceClassification(Cohere2Config(
+        vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, sliding_window=8, layer_types=["sliding_attention", "full_attention"],
+        max_position_embeddings=256, pad_token_id=TOKENIZER.pad_token_id, bos_token_id=TOKENIZER.bos_token_id,
+        eos_token_id=TOKENIZER.eos_token_id, id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)}))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.2)
+    model.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    settings = {"base": "none", "tune": "full", "dtype": "float32", "task": task, "labels": labels, "max_length": 64,
+                "template": Template.of(TOKENIZER).saved()} | (changes or {})
+    settings = {name: value for name, value in settings.items() if value is not None}
+    (folder / "preference.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """By number of classes, and `texts`."""
+    made = {2: (PREFERENCE, TWO), 3: (PREFERENCE, THREE), "texts": (CLASSIFICATION, NAMES)}
+    return {name: PreferenceModel.from_pretrained(export(tmp_path_factory.mktemp("export"), *task), "cpu")
+            for name, task in made.items()}
+
+
+def refusal(call, *arguments) -> str:
+    with pytest.raises(UserError) as error:
+        call(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# Comparisons
+
+PROMPTS = ["hello", "say 1", [{"role": "system", "content": "fox"}, {"role": "user", "content": "dog"}]]
+GOOD, BAD = ["the fox", "1 0 1 " * 50, "hello"], ["dog", "9", "lazy " * 70]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_comparison_has_a_probability_of_each_class(models, classes):
+    found = models[classes].compare(PROMPTS, GOOD, BAD)
+    assert [list(row) for row in found] == [list(THREE[:classes])] * 3
+    for row in found:
+        assert sum(row.values()) == pytest.approx(1.0)
+        assert all(0 < probability < 1 for probability in row.values())
+        assert abs(row["a"] - row["b"]) > 1e-3
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_responses_that_change_places_change_their_probabilities(models, classes):
+    for one, other in zip(models[classes].compare(PROMPTS, GOOD, BAD), models[classes].compare(PROMPTS, BAD, GOOD),
+                          strict=True):
+        assert other == pytest.approx(one | {"a": one["b"], "b": one["a"]}, abs=1e-6)
+
+
+@pytest.mark.parametrize(("classes", "tie"), [(2, {"a": 0.5, "b": 0.5}), (3, {"a": 0.0, "b": 0.0, "tie": 1.0})])
+def test_equal_responses_are_a_tie(models, classes, tie):
+    found = models[classes].compare(["hello", "hello", "hello"], ["fox", "fox", ""], ["fox", "dog", ""])
+    assert (found[0], found[2]) == (tie, tie)
+    assert found[1] != tie
+    assert models[classes].compare(["hello"], ["fox"], ["fox"]) == [tie]
+
+
+def test_nothing_to_compare(models):
+    assert models[2].compare([], [], []) == []
+
+
+def test_a_prompt_of_text_is_one_user_turn(models):
+    turns = [{"role": "user", "content": "hello"}]
+    assert models[2].compare(["hello"], ["fox"], ["dog"]) == models[2].compare([turns], ["fox"], ["dog"])
+
+
+def test_as_many_responses_as_prompts_are_needed(models):
+    with pytest.raises(ValueError, match="zip"):
+        models[2].compare(["hello"], ["fox", "dog"], ["dog"])
+
+
+def test_a_token_budget_changes_no_comparison(models):
+    for one, other in zip(models[3].compare(PROMPTS, GOOD, BAD), models[3].compare(PROMPTS, GOOD, BAD, 1), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
+# Texts
+
+LINES = ["hello", "the quick brown fox " * 30, ("fox", "dog"), ("dog", "fox"), "", ["fox", "lazy " * 90]]
+
+
+def test_a_text_has_a_probability_of_each_class(models):
+    found = models["texts"].classify(LINES)
+    assert [list(row) for row in found] == [list(NAMES)] * len(LINES)
+    for row in found:
+        assert sum(row.values()) == pytest.approx(1.0)
+    assert found[2] != pytest.approx(found[3], abs=1e-3)
+
+
+def test_each_text_has_its_own_probabilities_whatever_stands_beside_it(models):
+    together = models["texts"].classify(LINES)
+    for line, row in zip(LINES, together, strict=True):
+        assert models["texts"].classify([line])[0] == pytest.approx(row, abs=1e-6)
+
+
+def test_nothing_to_classify(models):
+    assert models["texts"].classify([]) == []
+
+
+def test_the_other_task_is_refused(models):
+    assert refusal(models[2].classify, ["hello"]) == (
+        "classify needs a model trained with --task classification; this one's is preference")
+    assert refusal(models["texts"].compare, ["hello"], ["fox"], ["dog"]) == (
+        "compare needs a model trained with --task preference; this one's is classification")
+
+
+# Predictions
+
+
+def encoded(model: PreferenceModel, *examples: Example) -> Dataset:
+    rows = Dataset.from_list([example.to_row() for example in examples], features=FEATURES)
+    return with_targets(Dataset.from_dict(model.encoder.encode(rows[:]), features=ENCODED_FEATURES), model.task.labels)
+
+
+def turn(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+@torch.no_grad()
+def logits_of(model: PreferenceModel, *texts) -> list[float]:
+    """Of one sequence: user turns, then responses after None."""
+    ids = [TOKENIZER(text or "", add_special_tokens=False)["input_ids"] for text in texts]
+    first = texts.index(None) if None in texts else len(texts)
+    template = model.encoder.template
+    prompt = [token for part in ids[:first] for token in template.turn("user", part)]
+    return model.model(torch.tensor([template.sequence(prompt, *ids[first + 1 :])])).logits[0].tolist()
+
+
+def test_a_prediction_of_a_comparison_holds_both_orders(models):
+    model = models[3]
+    rows = encoded(model, Example("1", "g", "en", "s", "k", [turn("hello")], "fox", "dog", {"tie": 1.0}))
+    prediction, = model.score(rows, 8192)
+    first, second = logits_of(model, "hello", None, "fox", "dog"), logits_of(model, "hello", None, "dog", "fox")
+    ba = [second[1], second[0], second[2]]
+    assert prediction.pop("logits_ab") == pytest.approx(first, abs=1e-5)
+    assert prediction.pop("logits_ba") == pytest.approx(ba, abs=1e-5)
+    wanted = torch.tensor([first, ba]).mean(0).softmax(0).tolist()
+    assert prediction.pop("probability") == pytest.approx(dict(zip(THREE, wanted, strict=True)), abs=1e-6)
+    assert prediction == {
+        "id": "1", "group": "g", "language": "en", "source": "s", "kind": "k", "tokens": rows[0]["tokens"],
+        "tokens_cut": 0, "characters_a": 3, "characters_b": 3, "target": {"a": 0.0, "b": 0.0, "tie": 1.0}}
+
+
+def test_a_prediction_of_texts_holds_its_logits(models):
+    model = models["texts"]
+    target = {"negative": 0.25, "positive": 0.75}
+    rows = encoded(model, Example("1", "g", "en", "s", "", [turn("fox"), turn("dog")], None, None, target))
+    prediction, = model.score(rows, 8192)
+    logits = logits_of(model, "fox", "dog")
+    assert prediction.pop("logits") == pytest.approx(logits, abs=1e-5)
+    wanted = torch.tensor(logits).softmax(0).tolist()
+    assert prediction.pop("probability") == pytest.approx(dict(zip(NAMES, wanted, strict=True)), abs=1e-6)
+    assert prediction == {
+        "id": "1", "group": "g", "language": "en", "source": "s", "kind": "", "tokens": rows[0]["tokens"],
+        "tokens_cut": 0, "characters_a": 6, "target": {"negative": 0.25, "neutral": 0.0, "positive": 0.75}}
+
+
+def test_predictions_are_in_the_order_of_the_rows(models):
+    model = models[2]
+    rows = encoded(model, *(Example(str(number), "g", "en", "s", "k", [turn("fox " * (7 * number % 5))], "a", "b",
+                                    {"a": 1.0}) for number in range(9)))
+    for token_budget in (1, 100, 8192):
+        assert [row["id"] for row in model.score(rows, token_budget)] == [str(number) for number in range(9)]
+
+
+def test_no_rows_have_no_predictions(models):
+    rows = Dataset.from_dict({name: [] for name in ENCODED_FEATURES}, features=ENCODED_FEATURES)
+    assert models[2].score(rows, 8192) == []
+
+
+def test_scoring_leaves_a_model_in_training_as_it_was(models):
+    model = models[2]
+    rows = encoded(model, Example("1", "g", "en", "s", "k", [turn("fox")], "a", "b", {"a": 1.0}))
+    for training in (True, False):
+        model.model.train(training)
+        score(model.model, rows, model.encoder.template, Task(PREFERENCE, TWO), 8192, CPU)
+        assert model.model.training is training
+
+
+# Exports
+
+
+def test_an_export_is_found_in_its_run(tmp_path):
+    folder = tmp_path / "run" / "export"
+    folder.mkdir(parents=True)
+    (folder / "preference.json").write_text("{}")
+    assert find_export(tmp_path / "run") == find_export(folder) == folder
+
+
+def test_a_folder_without_an_export_is_named(tmp_path):
+    assert refusal(find_export, tmp_path).startswith(f"--model {tmp_path} holds no export (preference.json is missing)")
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"task": None}, "the export {} cannot be read: 'task'"),  # as it was written before there were tasks
+    ({"labels": None}, "the export {} cannot be read: 'labels'"),
+    ({"dtype": "int8"}, "the export {} cannot be read: 'int8'"),
+    ({"labels": THREE}, "--model {} has a head for the classes a, b; one for a, b, tie is needed"),
+    ({"template": {"start": 9}}, "{} was trained with another template than this code has"),
+])
+def test_an_export_that_does_not_fit_is_refused(tmp_path, changes, words):
+    folder = export(tmp_path, PREFERENCE, TWO, changes)
+    assert refusal(PreferenceModel.from_pretrained, folder) == words.format(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3"])
+def test_settings_of_something_else_are_refused(tmp_path, content):
+    (tmp_path / "preference.json").write_text(content)
+    message = refusal(PreferenceModel.from_pretrained, tmp_path)
+    assert message.startswith(f"the export {tmp_path} cannot be read: ")
+
+
+def test_an_adapter_without_weights_is_refused(tmp_path):
+    base = export(tmp_path / "base", PREFERENCE, TWO)
+    folder = export(tmp_path / "export", PREFERENCE, TWO, {"tune": "lora", "base": str(base)})
+    assert refusal(PreferenceModel.from_pretrained, folder) == f"{folder} holds no adapter_model.safetensors"
+    shutil.rmtree(base)
+    assert refusal(PreferenceModel.from_pretrained, folder).startswith(f"--model {base} cannot be loaded: ")

@@ -17,7 +17,7 @@ from pm.data.example import text_hash
 from pm.data.forms import FORMS
 from pm.data.prepare import check_overlap, describe, encode, read
 from pm.data.sources import Reading
-from pm.data.targets import with_targets
+from pm.data.targets import target_matrix, with_targets
 from pm.errors import UserError, run_main
 from pm.metrics import evaluation
 from pm.predict import PreferenceModel, find_export
@@ -73,7 +73,8 @@ def _rows(arguments: argparse.Namespace, model: PreferenceModel, run: Path | Non
         check_overlap(load_data(load_config(run), run).train_rows, source.rows)
     if source.report.rejected:
         print(f"--data: {source.report.describe()}")
-    encoded = with_targets(encode(source.rows, source.key, model.encoder, arguments.cache_dir), model.task.labels)
+    encoded = encode(source.rows, source.key, model.encoder, arguments.cache_dir)
+    encoded = with_targets(encoded, target_matrix(encoded, model.task.labels))
     print(f"model: {run or arguments.model}\n{describe(' '.join(arguments.data), source.rows, encoded)}")
     return encoded
 

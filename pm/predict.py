@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from pm.collator import Collator
 from pm.data.example import FEATURES, Example
-from pm.data.targets import with_targets
+from pm.data.targets import target_matrix, with_targets
 from pm.distributed import gather_lists, rank, world_size
 from pm.encoding import ENCODED_FEATURES, Encoder, Template
 from pm.errors import UserError, first_line
@@ -152,7 +152,7 @@ class PreferenceModel:
             return {}
         rows = Dataset.from_list([example.to_row() for example in examples], features=FEATURES)
         encoded = Dataset.from_dict(self.encoder.encode(rows[:]), features=ENCODED_FEATURES)
-        predictions = self.score(with_targets(encoded, self.task.labels), token_budget)
+        predictions = self.score(with_targets(encoded, target_matrix(encoded, self.task.labels)), token_budget)
         return {int(row["id"]): row["probability"] for row in predictions}
 
 

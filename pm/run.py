@@ -21,9 +21,9 @@ from pm.config import Arguments, Config, load_config
 from pm.data.audit import cached_audit, truncation
 from pm.data.audit import summary as audit_summary
 from pm.data.audit import write as write_audit
-from pm.data.prepare import describe, encode, fingerprint, read, split_rows, training_texts
+from pm.data.prepare import SIDES, describe, encode, fingerprint, read, split_rows, training_texts
 from pm.data.sources import Reading
-from pm.data.targets import classes, distil, with_targets
+from pm.data.targets import classes, distil, target_matrix, with_targets
 from pm.encoding import Encoder
 from pm.errors import UserError
 from pm.model import add_lora, check_trainable, load_model, load_tokenizer, save_small_base
@@ -87,7 +87,7 @@ def load_data(config: Config, run: Path) -> Data:
     For small-random the first call also makes the base: a tokenizer trained on the training texts, and weights.
     """
     reading = Reading(config.task, config.format, config.margin_scale, config.detect_languages, config.max_bad_fraction)
-    train = read(config.data, reading, config.cache_dir)
+    train = read(config.data, reading, config.cache_dir, weighted=True)
     test = read(config.test_data, reading, config.cache_dir) if config.test_data else None
     train_rows, test_rows = split_rows(train, test, config.test_fraction, config.cache_dir)
     benchmark = read(config.benchmark_data, reading, config.cache_dir) if config.benchmark_data else None
@@ -101,29 +101,29 @@ def load_data(config: Config, run: Path) -> Data:
     encoder = Encoder(load_tokenizer(base_of(config, run)), config.max_length)
     key = f"{train.key} {test.key if test else config.test_fraction}"
     encoded = [encode(rows, f"{key} {side}", encoder, config.cache_dir)
-               for side, rows in (("train", train_rows), ("test", test_rows))]
-    _check_same_data(run, task, dict(zip(("train", "test"), map(fingerprint, encoded), strict=True)))
+               for side, rows in zip(SIDES, (train_rows, test_rows), strict=True)]
+    lines = []
+    targets = [target_matrix(rows, task.labels) for rows in encoded]
+    if config.teacher:
+        targets[0], taught = distil(encoded[0], task.labels, Path(config.teacher), config.teacher_temperature,
+                                    config.teacher_weight)
+        lines.append(f"teacher: {taught:,} of {len(encoded[0]):,} training rows have its predictions")
+    _check_same_data(run, task, dict(zip(SIDES, map(fingerprint, encoded, targets), strict=True)))
 
     findings = cached_audit(train_rows, test_rows, benchmark.rows if benchmark else None,
                             f"{key} {benchmark.key if benchmark else ''}", config.cache_dir)
     findings["truncated"] = truncation(encoded)
     write_audit(findings, run)
-
-    weights = np.array(train.weights)[encoded[0]["source_index"][:]]
-    rates = sampling_rates(encoded[0]["language"][:], weights, config.language_temperature)
-    lines = [describe("train", train_rows, encoded[0], rates), describe("test", test_rows, encoded[1])]
+    lines += audit_summary(findings)
     for name, rows in (("--data", train), ("--test_data", test)):
         if rows and rows.report.rejected:
             (run / "rejected.txt").write_text("\n".join(rows.report.rejected) + "\n", "utf-8")
             lines.append(f"{name}: {rows.report.describe()} (all in {run / 'rejected.txt'})")
-    lines += audit_summary(findings)
-    targets = None
-    if config.teacher:
-        targets, taught = distil(encoded[0], task.labels, Path(config.teacher), config.teacher_temperature,
-                                 config.teacher_weight)
-        lines.append(f"teacher: {taught:,} of {len(encoded[0]):,} training rows have its predictions")
-    return Data(with_targets(encoded[0], task.labels, targets), with_targets(encoded[1], task.labels), rates,
-                train_rows, encoder, task, "\n".join(lines))
+
+    weights = np.array(train.weights)[encoded[0]["source_index"][:]]
+    rates = sampling_rates(encoded[0]["language"][:], weights, config.language_temperature)
+    lines = [describe("train", train_rows, encoded[0], rates), describe("test", test_rows, encoded[1]), *lines]
+    return Data(*map(with_targets, encoded, targets), rates, train_rows, encoder, task, "\n".join(lines))
 
 
 def saved_labels(run: Path) -> list[str]:

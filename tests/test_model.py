@@ -271,12 +271,20 @@ def test_another_model_type_is_refused(tmp_path):
     assert refusal(tmp_path) == f"--model {tmp_path} is of type llama; a cohere2 model is needed"
 
 
-def test_a_head_of_another_number_of_classes_is_refused(tmp_path):
-    tiny_model().save_pretrained(tmp_path / "two")
-    assert refusal(tmp_path / "two", THREE) == (
-        f"--model {tmp_path / 'two'} has a head for the classes a, b; one for a, b, tie is needed")
+def test_a_head_of_other_classes_is_refused(tmp_path):
+    tiny_model(id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1}).save_pretrained(tmp_path / "two")
+    for labels in (THREE, ("b", "a"), ("no", "yes")):
+        assert refusal(tmp_path / "two", labels) == (
+            f"--model {tmp_path / 'two'} has a head for the classes a, b; one for {', '.join(labels)} is needed")
     tiny_model(num_labels=3).save_pretrained(tmp_path / "three")
-    assert refusal(tmp_path / "three") == f"--model {tmp_path / 'three'} has a head for the classes a, b, tie; one for a, b is needed"
+    assert refusal(tmp_path / "three") == (
+        f"--model {tmp_path / 'three'} has a head for the classes LABEL_0, LABEL_1, LABEL_2; one for a, b is needed")
+
+
+def test_a_head_whose_classes_have_no_names_is_kept(tmp_path):
+    tiny_model(num_labels=3).save_pretrained(tmp_path)
+    model, has_head = load_model(str(tmp_path), torch.float32, THREE)
+    assert has_head and list(model.config.id2label.values()) == list(THREE)
 
 
 def test_missing_folder_is_refused(tmp_path):

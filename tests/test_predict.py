@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import Cohere2Config
 
 from pm.data.example import FEATURES, Example
-from pm.data.targets import with_targets
+from pm.data.targets import target_matrix, with_targets
 from pm.encoding import ENCODED_FEATURES, Template
 from pm.errors import UserError
 from pm.model import Cohere2ForSequenceClassification
@@ -143,7 +143,8 @@ def test_the_other_task_is_refused(models):
 
 def encoded(model: PreferenceModel, *examples: Example) -> Dataset:
     rows = Dataset.from_list([example.to_row() for example in examples], features=FEATURES)
-    return with_targets(Dataset.from_dict(model.encoder.encode(rows[:]), features=ENCODED_FEATURES), model.task.labels)
+    encoded = Dataset.from_dict(model.encoder.encode(rows[:]), features=ENCODED_FEATURES)
+    return with_targets(encoded, target_matrix(encoded, model.task.labels))
 
 
 def turn(content: str) -> dict[str, str]:

@@ -85,42 +85,46 @@ def test_a_tie_is_split_between_a_and_b_only():
 # As a column
 
 
+def replaced(rows: Dataset, labels) -> Dataset:
+    return with_targets(rows, target_matrix(rows, labels))
+
+
 def test_targets_take_the_place_of_labels_and_all_else_stays():
     rows = dataset(*MIXED)
-    found = with_targets(rows, TWO)
+    found = replaced(rows, TWO)
     assert found["target"][:] == [[1, 0], [0, 1], [0.5, 0.5], [0.7, 0.3], [0.375, 0.625]]
     assert set(found.column_names) == set(rows.column_names)
     assert found.remove_columns("target").to_list() == rows.remove_columns("target").to_list()
 
 
 def test_rows_that_were_selected_keep_their_order():
-    found = with_targets(dataset(*MIXED).select([4, 0, 2]), THREE)
+    found = replaced(dataset(*MIXED).select([4, 0, 2]), THREE)
     assert found["target"][:] == [[0.25, 0.5, 0.25], [1, 0, 0], [0, 0, 1]]
     assert found["id"][:] == ["4", "0", "2"]
     assert found["source_index"][:] == [4, 0, 2]
 
 
 def test_rows_that_were_sliced_keep_their_order():
-    found = with_targets(dataset(*MIXED).select(range(2, 4)), TWO)
+    found = replaced(dataset(*MIXED).select(range(2, 4)), TWO)
     assert (found["id"][:], found["target"][:]) == (["2", "3"], [[0.5, 0.5], [0.7, 0.3]])
 
 
 def test_rows_of_several_chunks_are_one_matrix():
     rows = concatenate_datasets([dataset({"a": 1.0}), dataset({"b": 1.0}, {"tie": 1.0})])
     assert classes(rows) == ("a", "b", "tie")
-    assert with_targets(rows, TWO)["target"][:] == [[1, 0], [0, 1], [0.5, 0.5]]
+    assert replaced(rows, TWO)["target"][:] == [[1, 0], [0, 1], [0.5, 0.5]]
 
 
 def test_targets_can_be_given():
-    found = with_targets(dataset({"a": 1.0}, {"b": 1.0}), TWO, np.array([[0.9, 0.1], [0.2, 0.8]]))
+    found = with_targets(dataset({"a": 1.0}, {"b": 1.0}), np.array([[0.9, 0.1], [0.2, 0.8]]))
     assert found["target"][:] == [[0.9, 0.1], [0.2, 0.8]]
 
 
 @pytest.mark.parametrize("features", [FEATURES, ENCODED_FEATURES])
 def test_no_rows(features):
-    rows = with_targets(Dataset.from_dict({name: [] for name in features}, features=features), TWO)
+    rows = replaced(Dataset.from_dict({name: [] for name in features}, features=features), TWO)
     assert (len(rows), set(rows.column_names)) == (0, set(features))
-    assert len(with_targets(dataset(*MIXED).select([]), TWO)) == 0
+    assert len(replaced(dataset(*MIXED).select([]), TWO)) == 0
 
 
 # A teacher
@@ -208,6 +212,12 @@ def test_a_teacher_of_other_rows_is_refused(tmp_path):
     path = predictions(tmp_path, taught("5", a=0.5, b=0.5), taught("0", source="t", a=0.5, b=0.5))
     assert refusal(distil, dataset({"a": 1.0}), TWO, path, 1.0, 0.5) == (
         f"--teacher {path}: none of its 2 rows is in the training split")
+
+
+def test_a_teacher_that_has_a_row_twice_is_refused(tmp_path):
+    path = predictions(tmp_path, taught("0", a=0.5, b=0.5), taught("0", a=0.9, b=0.1))
+    assert refusal(distil, dataset({"a": 1.0}), TWO, path, 1.0, 0.5) == (
+        f"--teacher {path}:2: the row 0 of s stands twice")
 
 
 @pytest.mark.parametrize("content", [

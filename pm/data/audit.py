@@ -288,8 +288,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--output {output} cannot be made: {error.strerror}") from None
     reading = Reading(arguments.task, arguments.format, detect_languages=arguments.detect_languages,
                       max_bad_fraction=arguments.max_bad_fraction)
-    data, test, benchmark = (read(specs, reading, arguments.cache_dir) if specs else None
-                             for specs in (arguments.data, arguments.test_data, arguments.benchmark_data))
+    data = read(arguments.data, reading, arguments.cache_dir, weighted=True)
+    test, benchmark = (read(specs, reading, arguments.cache_dir) if specs else None
+                       for specs in (arguments.test_data, arguments.benchmark_data))
     fraction = arguments.test_fraction
     if fraction is None:
         fraction = default_test_fraction(arguments.data, arguments.test_data)

@@ -47,9 +47,11 @@ class Rows:
     weights: list[float]
 
 
-def read(data: list[str], reading: Reading, cache_dir: str) -> Rows:
-    """All rows of the sources as `example.FEATURES` says, memory-mapped."""
+def read(data: list[str], reading: Reading, cache_dir: str, weighted: bool = False) -> Rows:
+    """All rows of the sources as `example.FEATURES` says, memory-mapped. Only `weighted` sources may have weights."""
     specs, weights = zip(*map(split_weight, data), strict=True)
+    if not weighted and any(weight != 1 for weight in weights):
+        raise UserError(f"{' '.join(data)}: only the sources of the training split may have a weight")
     key = text_hash(READING, repr(reading), *specs, *map(identity, specs))
 
     def build(folder: Path) -> None:
@@ -123,10 +125,11 @@ def training_texts(rows: Dataset):
         yield from (text for text in (row["response_a"], row["response_b"]) if text is not None)
 
 
-def fingerprint(encoded: Dataset) -> str:
-    """Changes where rows, their order or their lengths do."""
+def fingerprint(encoded: Dataset, targets_NC: np.ndarray) -> str:
+    """Changes where rows, their order, their lengths or their targets do."""
     digest = hashlib.sha256("\n".join(encoded["id"][:]).encode())
     digest.update(np.asarray(encoded["tokens"][:], dtype=np.int64).tobytes())
+    digest.update(targets_NC.tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -24,6 +24,8 @@ def target_matrix(rows: Dataset, labels: Sequence[str]) -> np.ndarray:
     Where `labels` has no `tie`, the probability of a tie goes half to `a` and half to `b`: both are pulled to even
     odds. Raises `UserError` where a row has another class.
     """
+    if not len(rows):
+        return np.zeros((0, len(labels)))
     counts, flat = _flat(rows)
     encoded = flat.field("label").dictionary_encode()
     names = encoded.dictionary.to_pylist()
@@ -41,11 +43,10 @@ def target_matrix(rows: Dataset, labels: Sequence[str]) -> np.ndarray:
     return matrix
 
 
-def with_targets(rows: Dataset, labels: Sequence[str], matrix_NC: np.ndarray | None = None) -> Dataset:
-    """The rows with `target` as one number per label, from `matrix_NC` where it is given."""
+def with_targets(rows: Dataset, matrix_NC: np.ndarray) -> Dataset:
+    """The rows with `target` as one number per label."""
     if not len(rows):
         return rows
-    matrix_NC = target_matrix(rows, labels) if matrix_NC is None else matrix_NC
     targets = Dataset.from_dict({"target": matrix_NC}, features=Features({"target": List(Value("float64"))}))
     return concatenate_datasets([rows.remove_columns("target"), targets], axis=1)
 
@@ -67,7 +68,10 @@ def distil(rows: Dataset, labels: Sequence[str], path: Path, temperature: float,
                 if set(found) != set(labels):
                     raise UserError(f"--teacher {path}:{number} has the classes {', '.join(found)}; "
                                     f"those of this run are {', '.join(labels)}")
-                taught[row["source"], row["language"], row["id"]] = [float(found[label]) for label in labels]
+                key = row["source"], row["language"], row["id"]
+                if key in taught:
+                    raise UserError(f"--teacher {path}:{number}: the row {row['id']} of {row['source']} stands twice")
+                taught[key] = [float(found[label]) for label in labels]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--teacher {path} holds no predictions of eval.py: {first_line(error)}") from None
     own_NC = target_matrix(rows, labels)

@@ -1,0 +1,78 @@
+"""What is read, split and tokenised is kept, found again, and described."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from pm.data.prepare import describe, fingerprint, read, split_rows
+from pm.data.sources import Reading
+from pm.errors import UserError
+
+ENCODED = Dataset.from_dict({"id": ["1", "2", "3"], "group": ["g", "g", "h"], "language": ["de", "en", "en"],
+                             "tokens": [5, 6, 7], "tokens_cut": [0, 3, 0]})
+
+
+def written(path, rows: int, word: str = "Yes"):
+    path.write_text("".join(json.dumps({"prompt": f"Say {number}", "chosen": word, "rejected": "No", "id": number})
+                            + "\n" for number in range(rows)), "utf-8")
+    return str(path)
+
+
+def test_rows_are_read_once_and_again_where_the_file_changes(tmp_path):
+    cache = tmp_path / "cache"
+    source = written(tmp_path / "rows.jsonl", 3)
+    first, second = (read([source], Reading(), str(cache)) for _ in range(2))
+    assert first.key == second.key and first.rows[:] == second.rows[:]
+    assert len(list(cache.iterdir())) == 1
+    written(tmp_path / "rows.jsonl", 4, "Sure")
+    third = read([source], Reading(), str(cache))
+    assert third.key != first.key and len(third.rows) == 4
+    assert read([source], Reading(margin_scale=2.0), str(cache)).key != third.key
+
+
+def test_a_weight_is_kept_beside_the_rows_and_reads_nothing_anew(tmp_path):
+    sources = [written(tmp_path / "one.jsonl", 2), written(tmp_path / "other.jsonl", 1)]
+    plain = read(sources, Reading(), str(tmp_path / "cache"))
+    weighted = read([f"{sources[0]}:0.5", sources[1]], Reading(), str(tmp_path / "cache"), weighted=True)
+    assert (plain.key, plain.weights, weighted.weights) == (weighted.key, [1.0, 1.0], [0.5, 1.0])
+    assert weighted.rows["source_index"][:] == [0, 0, 1]
+    with pytest.raises(UserError, match="only the sources of the training split may have a weight"):
+        read([f"{sources[0]}:2"], Reading(), str(tmp_path / "cache"))
+
+
+def test_a_split_is_found_again(tmp_path):
+    rows = read([written(tmp_path / "rows.jsonl", 50)], Reading(), str(tmp_path / "cache"))
+    first, second = (split_rows(rows, None, 0.2, str(tmp_path / "cache")) for _ in range(2))
+    assert [side["id"][:] for side in first] == [side["id"][:] for side in second]
+    assert sorted(first[0]["id"][:] + first[1]["id"][:]) == sorted(rows.rows["id"][:])
+    other = split_rows(rows, None, 0.5, str(tmp_path / "cache"))
+    assert len(other[1]) > len(first[1])
+
+
+def test_a_given_test_split_may_share_nothing_with_the_training_split(tmp_path):
+    rows = [read([written(tmp_path / f"{name}.jsonl", 3)], Reading(), str(tmp_path / "cache")) for name in "ab"]
+    with pytest.raises(UserError, match="^the test rows overlap with the training split: 3 of 3 test rows: "
+                                        r"0 \(test\) and 0 \(train\) share their prompt"):
+        split_rows(*rows, 0.0, str(tmp_path / "cache"))
+
+
+def test_the_fingerprint_changes_with_ids_lengths_and_targets():
+    targets = np.array([[1.0, 0.0]] * 3)
+    found = {fingerprint(ENCODED, targets), fingerprint(ENCODED, targets[:, ::-1].copy()),
+             fingerprint(ENCODED.select([0, 2, 1]), targets),
+             fingerprint(ENCODED.map(lambda row: {"tokens": row["tokens"] + 1}), targets)}
+    assert len(found) == 4
+    assert fingerprint(ENCODED, targets.copy()) in found
+
+
+def test_a_split_is_described_by_language():
+    rows = Dataset.from_dict({"id": ["1", "2", "3", "4"]})
+    assert describe("train", rows, ENCODED) == (
+        "train: 3 rows, 2 groups, 1 left out (equal responses); en 2 (50% cut), de 1")
+    assert describe("train", rows.select(range(3)), ENCODED, np.ones(3)) == (
+        "train: 3 rows, 2 groups; en 2 (50% cut), de 1")
+    assert describe("train", rows.select(range(3)), ENCODED, np.array([3.0, 0.5, 0.5])) == (
+        "train: 3 rows, 2 groups; en 2 (50% cut, 1 in an epoch), de 1 (3 in an epoch)")
+    assert describe("test", rows, ENCODED.select([])) == "test: no rows"

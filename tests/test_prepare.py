@@ -49,6 +49,7 @@ def test_a_split_is_found_again(tmp_path):
     assert sorted(first[0]["id"][:] + first[1]["id"][:]) == sorted(rows.rows["id"][:])
     other = split_rows(rows, None, 0.5, str(tmp_path / "cache"))
     assert len(other[1]) > len(first[1])
+    assert [len(side) for side in split_rows(rows, None, 0.0, str(tmp_path / "cache"))] == [50, 0]
 
 
 def test_a_given_test_split_may_share_nothing_with_the_training_split(tmp_path):

@@ -78,10 +78,11 @@ def split_rows(train: Rows, test: Rows | None, test_fraction: float, cache_dir: 
 
     def build(folder: Path) -> None:
         table = _keys(train.rows)
-        sides = split(table["group"].to_pylist(), table["prompt_key"].to_pylist(), test_fraction)
+        sides = [np.array(side, dtype=np.int64) for side in split(
+            table["group"].to_pylist(), table["prompt_key"].to_pylist(), test_fraction)]
         _refuse(overlap(*map(table.take, sides)))
         for name, side in zip(SIDES, sides, strict=True):
-            np.save(folder / f"{name}.npy", np.array(side, dtype=np.int64))
+            np.save(folder / f"{name}.npy", side)
 
     folder = cached(cache_dir, f"split-{key}", build)
     return tuple(train.rows.select(np.load(folder / f"{name}.npy")) for name in SIDES)

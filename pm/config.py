@@ -40,9 +40,9 @@ def flag(default, text: str, choices: tuple = (), changeable: bool = False):
 @dataclass(frozen=True)
 class Config:
     # data
-    data: list[str] = flag([SAMPLE], "sources: sample, local files (.jsonl[.gz] .json .csv .parquet) or Hub datasets "
-                                     "as id[@config][#split,pattern_*]; with :0.5 at the end each row is used half "
-                                     "as often")
+    data: list[str] = flag([SAMPLE], "sources: sample, local files (.jsonl .json .csv .parquet, each also .gz) or Hub "
+                                     "datasets as id[@config][#split,pattern_*]; with :0.5 at the end each row is "
+                                     "used half as often")
     test_data: list[str] = flag([], "sources of the test split; without them it is taken from --data")
     benchmark_data: list[str] = flag([], "sources that the model will be judged on later: the audit reports which of "
                                          "their prompts are in the training split")

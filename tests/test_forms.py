@@ -607,7 +607,8 @@ def test_a_form_that_is_asked_for_is_taken():
 def test_a_row_of_no_form():
     assert reason(TEXT) == (
         "columns ['id', 'label', 'text'] are none of the known forms: prompt, response_a, response_b; "
-        "conversation_a, conversation_b; chosen, question, rejected; chosen, rejected; completions, context")
+        "conversation_a, conversation_b; chosen, question, rejected; chosen, rejected; completions, context; "
+        "with --task classification they are known")
     assert reason({}, task=CLASSIFICATION) == "columns [] are none of the known forms: text"
     assert reason({"\n": 1, "\u2028": 2}, task=CLASSIFICATION) == (
         "columns ['\\n', '\\u2028'] are none of the known forms: text")

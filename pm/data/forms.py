@@ -59,7 +59,9 @@ def _form(row: dict, task: str, name: str | None) -> Form:
         if form.columns <= row.keys():
             return form
     known = "; ".join(", ".join(sorted(form.columns)) for form in wanted)
-    raise BadRow(f"columns {sorted(row)!s:.200} are none of the known forms: {known}")
+    other = next((f"; with --task {form.task} they are known" for form in FORMS.values()
+                  if form.task != task and form.columns <= row.keys()), "")
+    raise BadRow(f"columns {sorted(row)!s:.200} are none of the known forms: {known}{other}")
 
 
 def _example(row: dict, texts: Texts, language: str, source: str, detect: Callable[[str], str] | None) -> Example:

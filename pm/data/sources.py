@@ -31,6 +31,8 @@ from pm.task import PREFERENCE
 
 FILE_ENDINGS = tuple(kind + packed for kind in (".jsonl", ".json", ".csv", ".parquet") for packed in ("", ".gz"))
 
+HOPELESS = 1000  # where so many rows at the beginning are all bad, the rest is not read
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -82,6 +84,8 @@ def read_source(spec: str, reading: Reading, report: ReadReport) -> Iterator[Exa
             yield from examples(row, reading.task, reading.format, reading.margin_scale, language, name, detect)
         except BadRow as error:
             report.rejected.append(f"{where}: {error}")
+            if report.read - before[0] == len(report.rejected) - before[1] == HOPELESS and reading.max_bad_fraction < 1:
+                break
     read, rejected = report.read - before[0], len(report.rejected) - before[1]
     if not read:
         raise UserError(f"{spec} holds no rows")

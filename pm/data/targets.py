@@ -72,7 +72,9 @@ def distil(rows: Dataset, labels: Sequence[str], path: Path, temperature: float,
                 if key in taught:
                     raise UserError(f"--teacher {path}:{number}: the row {row['id']} of {row['source']} stands twice")
                 taught[key] = [float(found[label]) for label in labels]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise UserError(f"--teacher {path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--teacher {path} holds no predictions of eval.py: {first_line(error)}") from None
     own_NC = target_matrix(rows, labels)
     keys = zip(*(rows[name][:] for name in ("source", "language", "id")), strict=True)

@@ -40,7 +40,7 @@ def main() -> None:
                     arguments.max_length]).config
 
     rows = measured("read", arguments.rows, lambda: read(config.data, Reading(), config.cache_dir))
-    measured("split", arguments.rows, lambda: split_rows(rows, None, config.test_fraction))
+    measured("split", arguments.rows, lambda: split_rows(rows, None, config.test_fraction, config.cache_dir))
     data = measured("all of load_data (tokeniser, audit, encode)", arguments.rows, lambda: load_data(config, run))
     lengths = np.asarray(data.train.with_format("numpy")["tokens"][:])
     order = measured("draw an epoch", len(lengths), lambda: epoch_rows(data.rates, 0, 0))

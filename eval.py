@@ -93,7 +93,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         default = getattr(Config, name)
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"as for train.py [{default}]")
     parser.error = fail
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.tokens_per_micro_batch < 1:
+        raise UserError(f"--tokens_per_micro_batch {arguments.tokens_per_micro_batch}: must be at least 1")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from pm.loss import preference_loss
 from pm.metrics import evaluation, summarise
 from pm.model import parameter_groups, unswap
 from pm.predict import score
-from pm.run import build_model, dtype_of, load_data, open_run
+from pm.run import audit_run, build_model, dtype_of, load_training_data, open_run, prior
 from pm.schedule import learning_rate
 from pm.tracking import StepStatistics, Tracker, quiet_libraries
 
@@ -47,14 +47,15 @@ def main(argv: list[str]) -> None:
     resumed = checkpoint.load(newest) if newest else None
 
     # 2. Data
-    data = distributed.main_first(lambda: load_data(config, run))
-    distributed.say(f"run: {run}\n{data.summary}")
+    data = distributed.main_first(lambda: load_training_data(config, run))
+    found = distributed.on_main(lambda: audit_run(config, run, data))
+    distributed.say("\n".join([f"run: {run}", data.summary, *found]))
     batches = Batches(data.train, data.rates, data.encoder.template, ds_config["train_batch_size"],
                       config.tokens_per_micro_batch, config.orders or "none", config.seed)
     total_steps = min(max(1, round(config.epochs * batches.per_epoch)), config.max_steps or 10**12)
 
     # 3. Model and engine
-    model = build_model(config, run, data.task.labels, dtype_of(ds_config))
+    model = build_model(config, run, data.task.labels, dtype_of(ds_config), prior(data))
     optimizer = ds_config["optimizer"]["params"]
     engine, *_ = deepspeed.initialize(model=model, config=engine_config(ds_config),
                                       model_parameters=parameter_groups(model, optimizer.get("weight_decay", 0.0)))

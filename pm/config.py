@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pm.data.forms import FORMS
+from pm.data.sources import Reading
 from pm.errors import UserError
 from pm.task import CLASSIFICATION, PREFERENCE
 
@@ -51,7 +52,7 @@ class Config:
     task: str = flag(PREFERENCE, "what is decided: which response is better, or the class of a text",
                      (PREFERENCE, CLASSIFICATION))
     labels: list[str] = flag([], "classes, in the order of the logits [a b, or a b tie, for a preference; those of the "
-                                 "training split for a classification]")
+                                 "data for a classification]")
     format: str | None = flag(None, "form of the rows [the first form whose columns a row has]", tuple(FORMS))
     margin_scale: float = flag(1.0, "log-odds that a margin of 1 stands for, where rows have a margin")
     detect_languages: bool = flag(False, "detect the language of rows that name none (py3langid)")
@@ -98,6 +99,10 @@ class Config:
     @property
     def random_base(self) -> bool:
         return self.model == SMALL_RANDOM
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.task, self.format, self.margin_scale, self.detect_languages, self.max_bad_fraction)
 
 
 @dataclass(frozen=True)
@@ -300,8 +305,6 @@ def _is_sample(source: str) -> bool:
 def _check(config: Config) -> Config:
     rules = [
         ("test_fraction", 0 <= config.test_fraction < 1, "at least 0 and below 1"),
-        ("max_bad_fraction", 0 <= config.max_bad_fraction <= 1, "between 0 and 1"),
-        ("margin_scale", 0 < config.margin_scale < math.inf, "a number above 0"),
         ("language_temperature", 0 <= config.language_temperature < math.inf, "a number, at least 0"),
         ("teacher_temperature", 0 < config.teacher_temperature < math.inf, "a number above 0"),
         ("teacher_weight", 0 < config.teacher_weight <= 1, "above 0, at most 1"),
@@ -333,8 +336,10 @@ def _check(config: Config) -> Config:
         raise UserError(f"--orders {config.orders} is of two responses; --task classification has none")
     if config.task == CLASSIFICATION and any(map(_is_sample, config.data)):
         raise UserError("--task classification needs --data: the embedded sample holds comparisons")
-    if config.format and FORMS[config.format].task != config.task:
-        raise UserError(f"--format {config.format} is of --task {FORMS[config.format].task}")
+    if not config.teacher and (config.teacher_weight, config.teacher_temperature) != (
+            Config.teacher_weight, Config.teacher_temperature):
+        raise UserError("--teacher_weight and --teacher_temperature need --teacher")
+    _ = config.reading  # checks its own part
     if config.test_data and config.test_fraction:
         raise UserError(f"--test_data and --test_fraction {config.test_fraction} say two things; give one")
     if config.consistency_weight and config.orders != "both":

@@ -22,7 +22,7 @@ ENCODED_FEATURES = Features({
     "language": Value("string"),
     "source": Value("string"),
     "kind": Value("string"),
-    "prompt_key": Value("string"),
+    "content": Value("string"),
     "source_index": Value("int32"),
     "target": List({"label": Value("string"), "probability": Value("float64")}),
     "prompt_ids": List(Value("int32")),
@@ -35,7 +35,7 @@ ENCODED_FEATURES = Features({
 })
 
 
-COPIED = ("id", "group", "language", "source", "kind", "prompt_key", "source_index", "target")
+COPIED = ("id", "group", "language", "source", "kind", "source_index", "target")
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,14 @@ class Encoder:
         for number, prompt in enumerate(rows["prompt"]):
             turns = [(turn["role"], next(turn_ids)) for turn in prompt]
             row = {name: rows[name][number] for name in COPIED}
-            if rows["response_a"][number] is None:
+            responses = rows["response_a"][number], rows["response_b"][number]
+            row["content"] = text_hash(*(turn["content"] for turn in prompt), *(text for text in responses if text))
+            if responses[0] is None:
                 row |= self._texts(turns)
                 row |= {"characters_a": sum(len(turn["content"]) for turn in prompt), "characters_b": 0}
             else:
                 row |= self._comparison(turns, a_ids[number], b_ids[number])
-                row |= {"characters_a": len(rows["response_a"][number]),
-                        "characters_b": len(rows["response_b"][number])}
+                row |= {"characters_a": len(responses[0]), "characters_b": len(responses[1])}
                 if row["a_ids"] == row["b_ids"]:
                     continue
             for name, value in row.items():

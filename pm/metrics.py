@@ -30,7 +30,8 @@ def summarise(predictions: Sequence[dict]) -> dict[str, float | int | list[float
     flip_rate               the verdict changes when the responses change places
     prefers_first           share of single-order verdicts for the response that stands first; 0.5 is unbiased
     longer_wins             accuracy of 'the longer response in characters is better'
-    accuracy_with_ties      only where `tie` is a class: the most probable of the three is that of the label
+    accuracy_with_ties      only where `tie` is a class: the most probable of the three is that of the label (where
+                            that is one)
     n, n_ties, n_groups     rows, rows among them whose target favours neither, groups of prompts
     Verdicts are between a and b, also where `tie` is a class. Accuracies but the last leave ties out, and an even
     verdict counts half, so a model that always says the same scores 0.5.
@@ -158,7 +159,8 @@ def _of_comparisons(predictions: Sequence[dict]) -> dict[str, tuple[np.ndarray, 
         "longer_wins": (right(length), decided),
     }
     if "tie" in labels:
-        values["accuracy_with_ties"] = (_most_probable_is_right(mean_NC, target_NC), every)
+        one_is_right = (target_NC == target_NC.max(1, keepdims=True)).sum(1) == 1
+        values["accuracy_with_ties"] = (_most_probable_is_right(mean_NC, target_NC), one_is_right)
     return values
 
 

@@ -16,7 +16,7 @@ from pm.errors import UserError, first_line
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
          "intermediate_size": 352, "sliding_window": 256, "max_position_embeddings": 8192}
-HEAD = "score.weight"
+HEAD, BIAS = "score.weight", "score.bias"
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -24,7 +24,7 @@ class ScoreHead(nn.Linear):
     """A linear layer that computes in fp32 whatever dtype it is stored in."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return F.linear(hidden.float(), self.weight.float())
+        return F.linear(hidden.float(), self.weight.float(), None if self.bias is None else self.bias.float())
 
 
 class Cohere2ForSequenceClassification(Cohere2PreTrainedModel):
@@ -34,7 +34,7 @@ class Cohere2ForSequenceClassification(Cohere2PreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = Cohere2Model(config)
-        self.score = ScoreHead(config.hidden_size, config.num_labels, bias=False)
+        self.score = ScoreHead(config.hidden_size, config.num_labels, bias=getattr(config, "score_bias", False))
         self.post_init()
 
     def _init_weights(self, module):
@@ -42,6 +42,8 @@ class Cohere2ForSequenceClassification(Cohere2PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ScoreHead):
             nn.init.zeros_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     def get_input_embeddings(self):
         return self.model.embed_tokens
@@ -78,7 +80,7 @@ def save_small_base(folder: Path, tokenizer, labels: Sequence[str], seed: int) -
     """Writes a small random Cohere 2 and its tokenizer, to be loaded like any other local model."""
     config = Cohere2Config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id,
                            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                           **SMALL, **_label_names(labels))
+                           **SMALL, **_head(labels))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Cohere2ForSequenceClassification(config)
@@ -114,15 +116,25 @@ def load_model(name: str, dtype: torch.dtype, labels: Sequence[str]) -> tuple[Co
             raise UserError(f"--model {name} has a head for the classes {', '.join(head)}; one for "
                             f"{', '.join(labels)} is needed")
     try:
-        model, info = Cohere2ForSequenceClassification.from_pretrained(
-            name, dtype=dtype, output_loading_info=True, **_label_names(labels))
+        for key, value in _head(labels).items():
+            setattr(config, key, value)
+        model, info = Cohere2ForSequenceClassification.from_pretrained(name, config=config, dtype=dtype,
+                                                                       output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {name}: the weights cannot be loaded: {first_line(error)}") from None
     missing = set(info["missing_keys"])
-    if missing - {HEAD}:
-        others = sorted(missing - {HEAD})
+    if missing - {HEAD, BIAS}:
+        others = sorted(missing - {HEAD, BIAS})
         raise UserError(f"--model {name}: {len(others)} weights are missing, such as {others[0]}")
     return model, HEAD not in missing
+
+
+def set_prior(model: Cohere2ForSequenceClassification, prior_C: Sequence[float]) -> None:
+    """Lets a new head begin at the shares of the classes, so that none of the training goes into finding them; a head
+    for a and b alone, which are alike, has no bias and is left as it is."""
+    if model.score.bias is not None:
+        with torch.no_grad():
+            model.score.bias.copy_(torch.as_tensor(prior_C).log())
 
 
 def add_lora(model, rank: int, alpha: int, dropout: float, train_embeddings: bool) -> PeftModel:
@@ -159,7 +171,7 @@ def _decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.dim() > 1 and "embed_tokens" not in name and "score" not in name
 
 
-def _label_names(labels: Sequence[str]) -> dict:
+def _head(labels: Sequence[str]) -> dict:
+    """What the config says of the head: the names of its classes, and a bias where they are not as alike as a and b."""
     return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)},
-            "num_labels": len(labels)}
-
+            "score_bias": list(labels) != ["a", "b"]}

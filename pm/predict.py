@@ -31,9 +31,10 @@ def score(model, rows: Dataset, template: Template, task: Task, token_budget: in
 
     `rows` as in `encoding.ENCODED_FEATURES`, with targets in the order of the task's labels (`targets.with_targets`).
     `shared`: all ranks call it together, share the work and get the whole result; else a rank works by itself.
-    A prediction holds the row's id, group, language, source, kind and lengths, `target` and `probability` of each
-    class by name, and the logits that the probability is from: of a comparison `logits_ab` and `logits_ba` (read as
-    A, B and as B, A; both in the row's class order), whose mean counts; of a classification `logits`.
+    A prediction holds the row's id, a hash of its texts (`content`), group, language, source, kind and lengths,
+    `target` and `probability` of each class by name, and the logits that the probability is from: of a comparison
+    `logits_ab` and `logits_ba` (read as A, B and as B, A; both in the row's class order), whose mean counts; of a
+    classification `logits`.
     """
     if not len(rows):
         return []
@@ -62,7 +63,7 @@ def score(model, rows: Dataset, template: Template, task: Task, token_budget: in
 
 
 def _prediction(row: dict, logits: list[list[float]], task: Task) -> dict:
-    kept = ["id", "group", "language", "source", "kind", "tokens", "tokens_cut", "characters_a"]
+    kept = ["id", "content", "group", "language", "source", "kind", "tokens", "tokens_cut", "characters_a"]
     kept += ["characters_b"] if task.compares else []
     names = ("logits_ab", "logits_ba") if task.compares else ("logits",)
     mean = np.mean(logits, axis=0)

@@ -21,31 +21,33 @@ from pm.config import Arguments, Config, load_config
 from pm.data.audit import cached_audit, truncation
 from pm.data.audit import summary as audit_summary
 from pm.data.audit import write as write_audit
-from pm.data.prepare import SIDES, describe, encode, fingerprint, read, split_rows, training_texts
-from pm.data.sources import Reading
+from pm.data.prepare import SIDES, describe, encode, fingerprint, read, split_key, split_rows, training_texts
 from pm.data.targets import classes, distil, target_matrix, with_targets
 from pm.encoding import Encoder
 from pm.errors import UserError
-from pm.model import add_lora, check_trainable, load_model, load_tokenizer, save_small_base
+from pm.model import add_lora, check_trainable, load_model, load_tokenizer, save_small_base, set_prior
 from pm.plan import epoch_order, sampling_rates
 from pm.task import Task
 from pm.tokenizer import train_tokenizer
 
 TOKENIZER_ROWS = 20_000  # rows whose texts the small model's tokenizer is trained on
+REJECTED = "rejected.txt"
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "datasets", "tokenizers", "sentencepiece")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Both sides of the split as ids (`encoding.ENCODED_FEATURES`, `targets.with_targets`); `train_rows` as text
-    (`example.FEATURES`); `rates`: how often each training row is used in an epoch."""
+    """Both sides of the split as ids (`encoding.ENCODED_FEATURES`, `targets.with_targets`) and as text
+    (`example.FEATURES`); `rates`: how often each training row is used in an epoch; `key` changes where a side does."""
 
     train: Dataset
     test: Dataset
     rates: np.ndarray
     train_rows: Dataset
+    test_rows: Dataset
     encoder: Encoder
     task: Task
+    key: str
     summary: str
 
 
@@ -68,7 +70,7 @@ def _new_run(arguments: Arguments) -> Path:
     except (OSError, UserError) as error:
         raise UserError(f"--output {run} cannot be a new run's folder: {error}") from None
     shutil.rmtree(run / "base", ignore_errors=True)
-    for name in ("metrics.jsonl", "data.json"):
+    for name in ("metrics.jsonl", "data.json", "teacher.json", REJECTED):
         (run / name).unlink(missing_ok=True)
     _write(run / "ds_config.json", arguments.ds_config)
     _write(run / "environment.json", environment())
@@ -86,44 +88,67 @@ def load_data(config: Config, run: Path) -> Data:
 
     For small-random the first call also makes the base: a tokenizer trained on the training texts, and weights.
     """
-    reading = Reading(config.task, config.format, config.margin_scale, config.detect_languages, config.max_bad_fraction)
-    train = read(config.data, reading, config.cache_dir, weighted=True)
-    test = read(config.test_data, reading, config.cache_dir) if config.test_data else None
+    train = read(config.data, config.reading, config.cache_dir, weighted=True)
+    test = read(config.test_data, config.reading, config.cache_dir) if config.test_data else None
     train_rows, test_rows = split_rows(train, test, config.test_fraction, config.cache_dir)
-    benchmark = read(config.benchmark_data, reading, config.cache_dir) if config.benchmark_data else None
-    task = Task(config.task, tuple(config.labels) or classes(train_rows))
+    task = Task(config.task, tuple(config.labels) or classes(train.rows))
     if len(task.labels) < 2:
-        raise UserError(f"the training split has the one class {task.labels[0]!r}: there is nothing to decide")
+        raise UserError(f"the data has the one class {task.labels[0]!r}: there is nothing to decide")
     if config.random_base and not (run / "base" / "config.json").exists():
         some = epoch_order(len(train_rows), config.seed, 0)[:TOKENIZER_ROWS]
         tokenizer = train_tokenizer(training_texts(train_rows.select(some)), config.vocab_size)
         save_small_base(run / "base", tokenizer, task.labels, config.seed)
     encoder = Encoder(load_tokenizer(base_of(config, run)), config.max_length)
-    key = f"{train.key} {test.key if test else config.test_fraction}"
+    key = split_key(train, test, config.test_fraction)
     encoded = [encode(rows, f"{key} {side}", encoder, config.cache_dir)
                for side, rows in zip(SIDES, (train_rows, test_rows), strict=True)]
-    lines = []
     targets = [target_matrix(rows, task.labels) for rows in encoded]
-    if config.teacher:
-        targets[0], taught = distil(encoded[0], task.labels, Path(config.teacher), config.teacher_temperature,
-                                    config.teacher_weight)
-        lines.append(f"teacher: {taught:,} of {len(encoded[0]):,} training rows have its predictions")
-    _check_same_data(run, task, dict(zip(SIDES, map(fingerprint, encoded, targets), strict=True)))
-
-    findings = cached_audit(train_rows, test_rows, benchmark.rows if benchmark else None,
-                            f"{key} {benchmark.key if benchmark else ''}", config.cache_dir)
-    findings["truncated"] = truncation(encoded)
-    write_audit(findings, run)
-    lines += audit_summary(findings)
-    for name, rows in (("--data", train), ("--test_data", test)):
-        if rows and rows.report.rejected:
-            (run / "rejected.txt").write_text("\n".join(rows.report.rejected) + "\n", "utf-8")
-            lines.append(f"{name}: {rows.report.describe()} (all in {run / 'rejected.txt'})")
-
+    prints = map(fingerprint, encoded, targets)
+    _check_unchanged(run / "data.json", {"labels": list(task.labels), **dict(zip(SIDES, prints, strict=True))})
     weights = np.array(train.weights)[encoded[0]["source_index"][:]]
     rates = sampling_rates(encoded[0]["language"][:], weights, config.language_temperature)
-    lines = [describe("train", train_rows, encoded[0], rates), describe("test", test_rows, encoded[1]), *lines]
-    return Data(*map(with_targets, encoded, targets), rates, train_rows, encoder, task, "\n".join(lines))
+    lines = [describe("train", train_rows, encoded[0], rates), describe("test", test_rows, encoded[1])]
+    lines += [f"{flag}: {rows.report.describe()} (all in the run's {REJECTED})"
+              for flag, rows in (("--data", train), ("--test_data", test)) if rows and rows.report.rejected]
+    rejected = [line for rows in (train, test) if rows for line in rows.report.rejected]
+    if rejected and distributed.is_main() and not (run / REJECTED).exists():
+        (run / REJECTED).write_text("\n".join(rejected) + "\n", "utf-8")
+    return Data(*map(with_targets, encoded, targets), rates, train_rows, test_rows, encoder, task, key,
+                "\n".join(lines))
+
+
+def prior(data: Data) -> np.ndarray:
+    """The share of each class (C,) in the targets of the training split, none of them 0; a and b are alike."""
+    total_C = np.sum(data.train["target"][:], axis=0) + 1
+    if data.task.compares:
+        total_C[:2] = total_C[:2].mean()
+    return total_C / total_C.sum()
+
+
+def load_training_data(config: Config, run: Path) -> Data:
+    """`load_data`, with a teacher's targets for the training rows where one is asked for."""
+    data = load_data(config, run)
+    if not config.teacher:
+        return data
+    own_NC = np.array(data.train["target"][:])
+    targets, taught = distil(data.train["content"][:], own_NC, data.task.labels, Path(config.teacher),
+                             config.teacher_temperature, config.teacher_weight)
+    _check_unchanged(run / "teacher.json", {"train": fingerprint(data.train, targets)})
+    line = f"teacher: {taught:,} of {len(data.train):,} training rows have its predictions"
+    return dataclasses.replace(data, train=with_targets(data.train, targets), summary=f"{data.summary}\n{line}")
+
+
+def audit_run(config: Config, run: Path, data: Data) -> list[str]:
+    """Looks through the run's data, and for its prompts in `--benchmark_data`; writes audit.md and audit.json.
+
+    Returns the lines for the log. Called on one rank.
+    """
+    benchmark = read(config.benchmark_data, config.reading, config.cache_dir) if config.benchmark_data else None
+    findings = cached_audit(data.train_rows, data.test_rows, benchmark.rows if benchmark else None,
+                            f"{data.key} {benchmark.key if benchmark else ''}", config.cache_dir)
+    findings["truncated"] = truncation([data.train, data.test])
+    write_audit(findings, run)
+    return audit_summary(findings)
 
 
 def saved_labels(run: Path) -> list[str]:
@@ -131,20 +156,22 @@ def saved_labels(run: Path) -> list[str]:
     return json.loads((run / "data.json").read_text("utf-8"))["labels"]
 
 
-def _check_same_data(run: Path, task: Task, found: dict[str, str]) -> None:
-    """A run's split is that of its start: rows that moved to the other side would be evaluated after training."""
-    path = run / "data.json"
-    found = {"labels": list(task.labels), **found}
+def _check_unchanged(path: Path, found: dict) -> None:
+    """A run's data is that of its start: rows that moved to the other side would be evaluated after training."""
     if not path.exists():
         _write(path, found)
     elif json.loads(path.read_text("utf-8")) != found:
-        raise UserError(f"the data of {run} is no longer what it was trained on ({path} has other hashes)")
+        raise UserError(f"the data of {path.parent} is no longer what it was trained on ({path} has other hashes)")
 
 
-def build_model(config: Config, run: Path, labels: Sequence[str], dtype: torch.dtype, say=distributed.say):
-    """The model that is trained, its head new or kept, with the trainable parameters marked."""
+def build_model(config: Config, run: Path, labels: Sequence[str], dtype: torch.dtype,
+                prior_C: np.ndarray | None = None, say=distributed.say):
+    """The model that is trained, its head new or kept, with the trainable parameters marked. A new head begins at
+    `prior_C`, the shares of the classes."""
     base = base_of(config, run)
     model, has_head = load_model(base, dtype, labels)
+    if prior_C is not None and (config.random_base or not has_head):
+        set_prior(model, prior_C)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.tune == "lora":

@@ -344,7 +344,7 @@ def test_values_out_of_range_are_named(tmp_path, name, value, rule):
 
 @pytest.mark.parametrize(("name", "value"), [
     ("test_fraction", 0.0), ("max_bad_fraction", 1.0), ("vocab_size", 400), ("lora_rank", 1), ("lora_dropout", 0.0),
-    ("language_temperature", 0.0), ("teacher_weight", 1.0), ("consistency_weight", 0.0), ("label_smoothing", 0.0),
+    ("language_temperature", 0.0), ("consistency_weight", 0.0), ("label_smoothing", 0.0),
     ("order_weight", 0.0), ("order_weight", 1.0), ("max_steps", 1), ("warmup", 0.0), ("warmup", 1.0), ("min_lr", 0.0),
     ("tokens_per_micro_batch", 1), ("eval_every", 0), ("keep", 1), ("log_every", 1),
 ])

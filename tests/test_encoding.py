@@ -10,6 +10,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pm.collator import Collator
+from pm.data.example import text_hash
 from pm.encoding import ENCODED_FEATURES, GAP, MIN_MAX_LENGTH, Encoder, Template, share_budget
 from pm.errors import UserError
 from pm.tokenizer import BOS, CHATBOT, END_TURN, EOS, PAD, START_TURN, SYSTEM, UNKNOWN, USER, train_tokenizer
@@ -182,8 +183,9 @@ def test_a_row_that_fits_written_out():
     row = encode(Encoder(TOKENIZER, 64), ([("system", "the"), ("user", "fox")], "hello", "dog"))[0]
     the, fox, hello, dog = ids("the"), ids("fox"), ids("hello"), ids("dog")
     assert row == {
-        "id": "0", "group": "g", "language": "en", "source": "s", "kind": "k", "prompt_key": "p", "source_index": 3,
-        "target": TARGET, "prompt_ids": [4, 6, *the, 5, 4, 7, *fox, 5], "a_ids": hello, "b_ids": dog,
+        "id": "0", "group": "g", "language": "en", "source": "s", "kind": "k", "source_index": 3,
+        "content": text_hash("the", "fox", "hello", "dog"), "target": TARGET,
+        "prompt_ids": [4, 6, *the, 5, 4, 7, *fox, 5], "a_ids": hello, "b_ids": dog,
         "tokens": 8 + 6 + len(the + fox + hello + dog), "tokens_cut": 0, "characters_a": 5, "characters_b": 3}
     assert TOKENIZER.decode(TEMPLATE.sequence(row["prompt_ids"], row["a_ids"], row["b_ids"])) == (
         f"{BOS}{START_TURN}{SYSTEM}the{END_TURN}{START_TURN}{USER}fox{END_TURN}"
@@ -339,8 +341,9 @@ def text_row(encoder: Encoder, *texts: str) -> dict:
 def test_one_text_written_out():
     row = text_row(Encoder(TOKENIZER, 64), "fox")
     assert row == {
-        "id": "0", "group": "g", "language": "en", "source": "s", "kind": "k", "prompt_key": "p", "source_index": 3,
-        "target": TARGET, "prompt_ids": [4, 7, *ids("fox"), 5], "a_ids": None, "b_ids": None,
+        "id": "0", "group": "g", "language": "en", "source": "s", "kind": "k", "source_index": 3,
+        "content": text_hash("fox"), "target": TARGET,
+        "prompt_ids": [4, 7, *ids("fox"), 5], "a_ids": None, "b_ids": None,
         "tokens": 5 + len(ids("fox")), "tokens_cut": 0, "characters_a": 3, "characters_b": 0}
     assert TOKENIZER.decode(TEMPLATE.sequence(row["prompt_ids"])) == (
         f"{BOS}{START_TURN}{USER}fox{END_TURN}{EOS}")

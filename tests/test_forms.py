@@ -550,8 +550,9 @@ def test_probabilities_of_classes(probability, target, label):
     assert classified({"text": "t", "probability": probability} | label).target == target
 
 
-def test_a_label_goes_before_probabilities():
-    assert classified(TEXT | {"probability": {"neg": 1.0}}).target == {"pos": 1.0}
+def test_probabilities_go_before_a_label():
+    assert classified(TEXT | {"probability": {"neg": 0.75, "pos": 0.25}}).target == {"neg": 0.75, "pos": 0.25}
+    assert classified(TEXT | {"probability": None}).target == {"pos": 1.0}
 
 
 @pytest.mark.parametrize(("change", "wanted"), [

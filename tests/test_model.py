@@ -17,6 +17,7 @@ from pm.model import (
     load_tokenizer,
     parameter_groups,
     save_small_base,
+    set_prior,
     unswap,
 )
 from pm.tokenizer import train_tokenizer
@@ -425,3 +426,28 @@ def test_a_group_without_parameters_is_left_out():
     groups = parameter_groups(model, 0.01)
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.0, 1)]
     assert groups[0]["params"][0] is model.score.weight
+
+
+def test_only_classes_that_are_not_alike_have_a_bias_which_begins_at_their_shares():
+    two, three = (Cohere2ForSequenceClassification(tiny_config(**head)) for head in (
+        {"num_labels": 2}, {"num_labels": 3, "score_bias": True}))
+    ids = torch.tensor([[1, 7, 9, 2]])
+    set_prior(two, [0.9, 0.1])
+    assert two.score.bias is None and two(ids).logits.tolist() == [[0.0, 0.0]]
+    assert three(ids).logits.tolist() == [[0.0, 0.0, 0.0]]
+    set_prior(three, [0.45, 0.45, 0.1])
+    torch.testing.assert_close(three(ids).logits.softmax(-1), torch.tensor([[0.45, 0.45, 0.1]]))
+
+
+def test_a_bias_is_new_for_a_causal_model_and_found_again_in_a_saved_classifier(tmp_path):
+    Cohere2ForCausalLM(tiny_config(tie_word_embeddings=False)).save_pretrained(tmp_path / "causal")
+    model, has_head = load_model(str(tmp_path / "causal"), torch.float32, THREE)
+    assert not has_head and model.score.bias.tolist() == [0.0, 0.0, 0.0]
+    set_prior(model, [0.45, 0.45, 0.1])
+    model.save_pretrained(tmp_path / "saved")
+    again, has_head = load_model(str(tmp_path / "saved"), torch.float32, THREE)
+    assert has_head and torch.equal(again.score.bias, model.score.bias)
+    lora = add_lora(again, 2, 4.0, 0.0, False)
+    check_trainable(lora, False)
+    assert [name for name, parameter in lora.named_parameters() if parameter.requires_grad and "bias" in name] == [
+        "base_model.model.score.modules_to_save.default.bias"]

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import Cohere2Config
 
-from pm.data.example import FEATURES, Example
+from pm.data.example import FEATURES, Example, text_hash
 from pm.data.targets import target_matrix, with_targets
 from pm.encoding import ENCODED_FEATURES, Template
 from pm.errors import UserError
@@ -172,8 +172,9 @@ def test_a_prediction_of_a_comparison_holds_both_orders(models):
     wanted = torch.tensor([first, ba]).mean(0).softmax(0).tolist()
     assert prediction.pop("probability") == pytest.approx(dict(zip(THREE, wanted, strict=True)), abs=1e-6)
     assert prediction == {
-        "id": "1", "group": "g", "language": "en", "source": "s", "kind": "k", "tokens": rows[0]["tokens"],
-        "tokens_cut": 0, "characters_a": 3, "characters_b": 3, "target": {"a": 0.0, "b": 0.0, "tie": 1.0}}
+        "id": "1", "content": text_hash("hello", "fox", "dog"), "group": "g", "language": "en", "source": "s",
+        "kind": "k", "tokens": rows[0]["tokens"], "tokens_cut": 0, "characters_a": 3, "characters_b": 3,
+        "target": {"a": 0.0, "b": 0.0, "tie": 1.0}}
 
 
 def test_a_prediction_of_texts_holds_its_logits(models):
@@ -186,8 +187,9 @@ def test_a_prediction_of_texts_holds_its_logits(models):
     wanted = torch.tensor(logits).softmax(0).tolist()
     assert prediction.pop("probability") == pytest.approx(dict(zip(NAMES, wanted, strict=True)), abs=1e-6)
     assert prediction == {
-        "id": "1", "group": "g", "language": "en", "source": "s", "kind": "", "tokens": rows[0]["tokens"],
-        "tokens_cut": 0, "characters_a": 6, "target": {"negative": 0.25, "neutral": 0.0, "positive": 0.75}}
+        "id": "1", "content": text_hash("fox", "dog"), "group": "g", "language": "en", "source": "s", "kind": "",
+        "tokens": rows[0]["tokens"], "tokens_cut": 0, "characters_a": 6,
+        "target": {"negative": 0.25, "neutral": 0.0, "positive": 0.75}}
 
 
 def test_predictions_are_in_the_order_of_the_rows(models):

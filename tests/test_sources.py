@@ -586,11 +586,3 @@ def test_a_csv_row_that_is_not_utf_8_is_rejected_by_itself(tmp_path):
     rows, report = read(path, 1.0)
     assert len(rows) == 2
     assert report.rejected == [f"{path}:3: rejected is not UTF-8, or holds a lone surrogate"]
-
-
-def test_a_source_of_bad_rows_only_is_not_read_to_its_end(tmp_path):
-    path = jsonl(tmp_path, *[{"text": "x", "label": "y"}] * 1500)
-    with pytest.raises(UserError, match="1000 of 1000 rows are bad, more than --max_bad_fraction 0.5 allows: "
-                                        f"{path}:1: columns .* with --task classification they are known"):
-        read(path, max_bad_fraction=0.5)
-    assert len(read(path, max_bad_fraction=1.0)[1].rejected) == 1500

@@ -74,12 +74,12 @@ def test_rows_without_a_label_are_zero():
 
 def test_an_unknown_class_is_an_error():
     assert refusal(target_matrix, dataset({"a": 1.0}, {"c": 1.0}), TWO) == (
-        "class 'c' of the data is none of the model's: a, b")
+        "class 'c' of the data is none of the model's: a, b; name all with --labels")
 
 
 def test_a_tie_is_split_between_a_and_b_only():
     assert refusal(target_matrix, dataset({"tie": 1.0}), ("no", "yes")) == (
-        "class 'tie' of the data is none of the model's: no, yes")
+        "class 'tie' of the data is none of the model's: no, yes; name all with --labels")
 
 
 # As a column
@@ -136,15 +136,20 @@ def predictions(folder, *rows: dict):
     return path
 
 
-def taught(identifier: str, source: str = "s", language: str = "en", **probability: float) -> dict:
-    return {"id": identifier, "source": source, "language": language, "probability": probability}
+def taught(content: str, **probability: float) -> dict:
+    return {"content": content, "probability": probability}
+
+
+def learned(rows: Dataset, labels, path, temperature: float, weight: float):
+    """The id stands for the hash of a row's texts."""
+    return distil(rows["id"][:], target_matrix(rows, labels), labels, path, temperature, weight)
 
 
 def test_a_teacher_is_mixed_in_by_its_weight(tmp_path):
     path = predictions(tmp_path, taught("0", a=0.6, b=0.4), taught("1", a=0.6, b=0.4), taught("2", a=0.9, b=0.1))
     rows = dataset({"a": 1.0}, {"b": 1.0}, {"tie": 1.0})
     for weight, wanted in ((0.25, [[0.9, 0.1], [0.15, 0.85], [0.6, 0.4]]), (1.0, [[0.6, 0.4], [0.6, 0.4], [0.9, 0.1]])):
-        targets_NC, count = distil(rows, TWO, path, 1.0, weight)
+        targets_NC, count = learned(rows, TWO, path, 1.0, weight)
         np.testing.assert_allclose(targets_NC, wanted)
         assert count == 3
 
@@ -154,7 +159,8 @@ def test_a_teacher_is_mixed_in_by_its_weight(tmp_path):
     (0.5, [81 / 82, 1 / 82]),  # squares: 81 to 1
 ])
 def test_a_temperature_flattens_or_sharpens_the_teacher(tmp_path, temperature, wanted):
-    targets_NC, _ = distil(dataset({"a": 1.0}), TWO, predictions(tmp_path, taught("0", a=0.9, b=0.1)), temperature, 1.0)
+    path = predictions(tmp_path, taught("0", a=0.9, b=0.1))
+    targets_NC, _ = learned(dataset({"a": 1.0}), TWO, path, temperature, 1.0)
     np.testing.assert_allclose(targets_NC, [wanted])
 
 
@@ -168,84 +174,77 @@ def test_it_is_the_softmax_of_the_teachers_logits_over_the_temperature(tmp_path,
 
     path = predictions(tmp_path, *(taught(str(number), **dict(zip(THREE, row, strict=True)))
                                    for number, row in enumerate(softmax(logits_NC).tolist())))
-    targets_NC, _ = distil(dataset({"a": 1.0}, {"b": 1.0}, {"tie": 1.0}), THREE, path, temperature, 1.0)
+    targets_NC, _ = learned(dataset({"a": 1.0}, {"b": 1.0}, {"tie": 1.0}), THREE, path, temperature, 1.0)
     np.testing.assert_allclose(targets_NC, softmax(logits_NC / temperature), rtol=1e-12)
 
 
 def test_a_probability_of_zero_stays_near_zero(tmp_path):
-    targets_NC, _ = distil(dataset({"a": 1.0}), TWO, predictions(tmp_path, taught("0", a=1.0, b=0.0)), 1.0, 0.5)
+    targets_NC, _ = learned(dataset({"a": 1.0}), TWO, predictions(tmp_path, taught("0", a=1.0, b=0.0)), 1.0, 0.5)
     np.testing.assert_allclose(targets_NC, [[1.0, 0.0]], atol=1e-12)
 
 
 def test_rows_without_a_prediction_keep_their_own_label(tmp_path):
     path = predictions(tmp_path, taught("1", a=0.6, b=0.4), taught("7", a=0.6, b=0.4))
-    targets_NC, count = distil(dataset({"a": 1.0}, {"b": 1.0}, {"tie": 1.0}), TWO, path, 1.0, 0.5)
+    targets_NC, count = learned(dataset({"a": 1.0}, {"b": 1.0}, {"tie": 1.0}), TWO, path, 1.0, 0.5)
     np.testing.assert_allclose(targets_NC, [[1.0, 0.0], [0.3, 0.7], [0.5, 0.5]])
     assert count == 1
 
 
-def test_rows_are_joined_by_source_language_and_id(tmp_path):
-    path = predictions(tmp_path, taught("0", source="other", a=0.1, b=0.9), taught("0", language="de", a=0.2, b=0.8),
-                       taught("1", a=0.3, b=0.7))
+def test_rows_are_joined_by_their_texts(tmp_path):
+    path = predictions(tmp_path, taught("other", a=0.1, b=0.9), taught("1", a=0.3, b=0.7), taught("1", a=0.3, b=0.7))
     rows = dataset({"a": 1.0}, {"a": 1.0})
-    targets_NC, count = distil(rows, TWO, path, 1.0, 1.0)
+    targets_NC, count = learned(rows, TWO, path, 1.0, 1.0)
     np.testing.assert_allclose(targets_NC, [[1.0, 0.0], [0.3, 0.7]])
     assert count == 1
-    targets_NC, _ = distil(rows.select([1, 0, 1]), TWO, path, 1.0, 1.0)
+    targets_NC, _ = learned(rows.select([1, 0, 1]), TWO, path, 1.0, 1.0)
     np.testing.assert_allclose(targets_NC, [[0.3, 0.7], [1.0, 0.0], [0.3, 0.7]])
 
 
 def test_a_teachers_classes_may_be_in_another_order(tmp_path):
     path = predictions(tmp_path, taught("0", tie=0.1, b=0.2, a=0.7))
-    targets_NC, _ = distil(dataset({"a": 1.0}), THREE, path, 1.0, 1.0)
+    targets_NC, _ = learned(dataset({"a": 1.0}), THREE, path, 1.0, 1.0)
     np.testing.assert_allclose(targets_NC, [[0.7, 0.2, 0.1]])
 
 
 @pytest.mark.parametrize("probability", [{"a": 0.6, "b": 0.3, "tie": 0.1}, {"a": 1.0}, {"no": 0.5, "yes": 0.5}])
 def test_a_teacher_of_other_classes_is_refused(tmp_path, probability):
     path = predictions(tmp_path, taught("0", a=0.5, b=0.5), taught("1", **probability))
-    assert refusal(distil, dataset({"a": 1.0}), TWO, path, 1.0, 0.5) == (
+    assert refusal(learned, dataset({"a": 1.0}), TWO, path, 1.0, 0.5) == (
         f"--teacher {path}:2 has the classes {', '.join(probability)}; those of this run are a, b")
 
 
 def test_a_teacher_of_other_rows_is_refused(tmp_path):
-    path = predictions(tmp_path, taught("5", a=0.5, b=0.5), taught("0", source="t", a=0.5, b=0.5))
-    assert refusal(distil, dataset({"a": 1.0}), TWO, path, 1.0, 0.5) == (
+    path = predictions(tmp_path, taught("5", a=0.5, b=0.5), taught("6", a=0.5, b=0.5))
+    assert refusal(learned, dataset({"a": 1.0}), TWO, path, 1.0, 0.5) == (
         f"--teacher {path}: none of its 2 rows is in the training split")
 
 
-def test_a_teacher_that_has_a_row_twice_is_refused(tmp_path):
-    path = predictions(tmp_path, taught("0", a=0.5, b=0.5), taught("0", a=0.9, b=0.1))
-    assert refusal(distil, dataset({"a": 1.0}), TWO, path, 1.0, 0.5) == (
-        f"--teacher {path}:2: the row 0 of s stands twice")
-
-
 @pytest.mark.parametrize("content", [
-    b"{", b"\xff\xfe", b"[]\n", b"3\n", b'{"id": "0", "source": "s", "language": "en"}\n',
+    b"{", b"\xff\xfe", b"[]\n", b"3\n", b'{"content": "0"}\n',
     b'{"probability": {"a": 1, "b": 0}}\n',
-    b'{"id": "0", "source": "s", "language": "en", "probability": {"a": "much", "b": 0}}\n',
-    b'{"id": ["0"], "source": "s", "language": "en", "probability": {"a": 1, "b": 0}}\n',
-    b'{"id": "0", "source": "s", "language": "en", "probability": [0.5, 0.5]}\n',
+    b'{"content": "0", "probability": {"a": "much", "b": 0}}\n',
+    b'{"content": ["0"], "probability": {"a": 1, "b": 0}}\n',
+    b'{"content": "0", "probability": [0.5, 0.5]}\n',
 ])
 def test_a_file_of_something_else_is_refused(tmp_path, content):
     path = tmp_path / "predictions.jsonl"
     path.write_bytes(content)
-    message = refusal(distil, dataset({"a": 1.0}), TWO, path, 1.0, 0.5)
+    message = refusal(learned, dataset({"a": 1.0}), TWO, path, 1.0, 0.5)
     assert message.startswith(f"--teacher {path} holds no predictions of eval.py: ")
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    message = refusal(distil, dataset({"a": 1.0}), TWO, tmp_path / "none", 1.0, 0.5)
-    assert message.startswith(f"--teacher {tmp_path / 'none'} holds no predictions of eval.py: ")
+    message = refusal(learned, dataset({"a": 1.0}), TWO, tmp_path / "none", 1.0, 0.5)
+    assert message == f"--teacher {tmp_path / 'none'} cannot be read: No such file or directory"
 
 
 def test_an_empty_file_is_refused(tmp_path):
     path = predictions(tmp_path)
-    assert refusal(distil, dataset({"a": 1.0}), TWO, path, 1.0, 0.5) == (
+    assert refusal(learned, dataset({"a": 1.0}), TWO, path, 1.0, 0.5) == (
         f"--teacher {path}: none of its 0 rows is in the training split")
 
 
 def test_probabilities_that_are_not_finite_are_refused(tmp_path):
     path = predictions(tmp_path, taught("0", a=float("nan"), b=float("nan")))
-    assert refusal(distil, dataset({"a": 1.0}), TWO, path, 1.0, 0.5) == (
+    assert refusal(learned, dataset({"a": 1.0}), TWO, path, 1.0, 0.5) == (
         f"--teacher {path} holds probabilities that are not finite")

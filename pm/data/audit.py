@@ -7,6 +7,7 @@ train.py makes the same audit of its two splits. A report is no verdict: the com
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ ID_CHARACTERS = 40  # of an id in a table
 LOPSIDED = 0.1  # from one half: share of a winner, or of longer winners, that is worth a line in a log
 DOMINANT = 0.8  # share of one class that is worth a line
 ENOUGH = 100  # rows below which a share says little
-AUDITING = code_hash(auditing)
+AUDITING = code_hash(auditing, sys.modules[__name__])
 
 
 def audit(train: Dataset, test: Dataset | None = None, benchmark: Dataset | None = None,
@@ -57,7 +58,7 @@ def audit(train: Dataset, test: Dataset | None = None, benchmark: Dataset | None
 
     findings: dict = {"task": PREFERENCE if compares else CLASSIFICATION, "near": near}
     findings |= {name: within(sides[name]) for name in ("train", "test") if name in sides}
-    for name in findings.keys() & prompts.keys():
+    for name in _split(findings) if prompts else ():
         findings[name]["near_prompts"] = prompts[name].within()
     for name, title in (("test", "overlap"), ("benchmark", "contamination")):
         if name in sides:

@@ -177,7 +177,7 @@ def _classified(row: dict, margin_scale: float) -> Iterator[Texts]:
     turns = [{"role": "user", "content": _plain(row["text"], "text")}]
     if _given(row, "text_pair"):
         turns.append({"role": "user", "content": _plain(row["text_pair"], "text_pair")})
-    if not _given(row, "label") and _given(row, "probability"):
+    if _given(row, "probability"):
         probabilities = _json(row["probability"])
         if not isinstance(probabilities, dict):
             raise BadRow("probability must be an object of classes")

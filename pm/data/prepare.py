@@ -25,8 +25,8 @@ from pm.encoding import ENCODED_FEATURES, Encoder
 from pm.errors import UserError
 
 
-# What is kept on disk depends on this code as well: after an edit nothing stale is found.
 def code_hash(*modules) -> str:
+    """What is kept on disk depends on the code that made it as well: after an edit nothing stale is found."""
     return text_hash(*(Path(module.__file__).read_text("utf-8") for module in modules))
 
 
@@ -55,13 +55,16 @@ def read(data: list[str], reading: Reading, cache_dir: str, weighted: bool = Fal
     key = text_hash(READING, repr(reading), *specs, *map(identity, specs))
 
     def build(folder: Path) -> None:
-        report = ReadReport()
+        report, count = ReadReport(), 0
         with ArrowWriter(path=str(folder / "rows.arrow"), features=FEATURES) as writer:
             for index, spec in enumerate(specs):
                 rows = read_source(spec, reading, report)
                 for row in tqdm(rows, desc=f"read {spec}", unit=" rows", disable=None, leave=False):
                     writer.write(row.to_row(index))
+                    count += 1
             writer.finalize()
+        if not count:
+            raise UserError(f"{' '.join(data)}: no row is left; {report.describe()}")
         (folder / "report.json").write_text(json.dumps(asdict(report)), "utf-8")
 
     folder = cached(cache_dir, f"rows-{key}", build)
@@ -74,7 +77,7 @@ def split_rows(train: Rows, test: Rows | None, test_fraction: float, cache_dir: 
     if test is not None:
         check_overlap(train.rows, test.rows)
         return train.rows, test.rows
-    key = text_hash(SPLITTING, train.key, str(test_fraction))
+    key = split_key(train, None, test_fraction)
 
     def build(folder: Path) -> None:
         table = _keys(train.rows)
@@ -86,6 +89,11 @@ def split_rows(train: Rows, test: Rows | None, test_fraction: float, cache_dir: 
 
     folder = cached(cache_dir, f"split-{key}", build)
     return tuple(train.rows.select(np.load(folder / f"{name}.npy")) for name in SIDES)
+
+
+def split_key(train: Rows, test: Rows | None, test_fraction: float) -> str:
+    """Changes where one of the two sides does."""
+    return text_hash(SPLITTING, train.key, test.key if test else str(test_fraction))
 
 
 def check_overlap(train_rows: Dataset, test_rows: Dataset) -> None:
@@ -127,10 +135,9 @@ def training_texts(rows: Dataset):
 
 
 def fingerprint(encoded: Dataset, targets_NC: np.ndarray) -> str:
-    """Changes where rows, their order, their lengths or their targets do."""
-    digest = hashlib.sha256("\n".join(encoded["id"][:]).encode())
-    digest.update(np.asarray(encoded["tokens"][:], dtype=np.int64).tobytes())
-    digest.update(targets_NC.tobytes())
+    """Changes where texts, their order, their languages or their targets do."""
+    digest = hashlib.sha256("\n".join([*encoded["content"][:], *encoded["language"][:]]).encode())
+    digest.update(np.round(targets_NC * 1e6).astype(np.int64).tobytes())  # the last bits depend on the machine
     return digest.hexdigest()[:16]
 
 

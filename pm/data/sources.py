@@ -24,25 +24,32 @@ from datasets import ClassLabel
 
 from pm.data import sample
 from pm.data.example import Example, text_hash
-from pm.data.forms import BadRow, examples
+from pm.data.forms import FORMS, BadRow, examples
 from pm.data.languages import detector, language_of_name
 from pm.errors import UserError, first_line
 from pm.task import PREFERENCE
 
 FILE_ENDINGS = tuple(kind + packed for kind in (".jsonl", ".json", ".csv", ".parquet") for packed in ("", ".gz"))
 
-HOPELESS = 1000  # where so many rows at the beginning are all bad, the rest is not read
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are read; the flags of the same names say what each means."""
+    """How rows are read; the flags of the same names say what each means. Raises `UserError`."""
 
     task: str = PREFERENCE
     format: str | None = None
     margin_scale: float = 1.0
     detect_languages: bool = False
     max_bad_fraction: float = 0.01
+
+    def __post_init__(self):
+        if not 0 < self.margin_scale < math.inf:
+            raise UserError(f"--margin_scale {self.margin_scale}: must be a number above 0")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"--max_bad_fraction {self.max_bad_fraction}: must be between 0 and 1")
+        if self.format and FORMS[self.format].task != self.task:
+            raise UserError(f"--format {self.format} is of --task {FORMS[self.format].task}")
 
 
 @dataclass
@@ -58,7 +65,7 @@ class ReadReport:
 
 def split_weight(spec: str) -> tuple[str, float]:
     """A source as written to the source itself and its weight. Raises `UserError` for a weight of 0 or of infinity."""
-    match = re.fullmatch(r"(.+):(\d+(?:\.\d+)?)", spec)
+    match = re.fullmatch(r"(.+):(\d+(?:\.\d*)?|\.\d+)", spec)
     if not match or os.path.exists(spec):
         return spec, 1.0
     weight = float(match[2])
@@ -84,8 +91,6 @@ def read_source(spec: str, reading: Reading, report: ReadReport) -> Iterator[Exa
             yield from examples(row, reading.task, reading.format, reading.margin_scale, language, name, detect)
         except BadRow as error:
             report.rejected.append(f"{where}: {error}")
-            if report.read - before[0] == len(report.rejected) - before[1] == HOPELESS and reading.max_bad_fraction < 1:
-                break
     read, rejected = report.read - before[0], len(report.rejected) - before[1]
     if not read:
         raise UserError(f"{spec} holds no rows")

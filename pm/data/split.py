@@ -17,9 +17,11 @@ def split(groups: Sequence[str], prompt_keys: Sequence[str], test_fraction: floa
     joined first. A joined group is in the test split where the hash of its name falls under `test_fraction`, so
     it stays there when rows are added that do not join it to another; where that leaves a side empty, the group
     nearest to the line moves.
-    Raises `UserError` where there is only one group.
+    Raises `UserError` where there is only one group, or for another share than one from 0 up to 1.
     """
-    if test_fraction <= 0:
+    if not 0 <= test_fraction < 1:
+        raise UserError(f"--test_fraction {test_fraction}: must be at least 0 and below 1")
+    if not test_fraction:
         return list(range(len(groups))), []
     names, joined = _join(groups, prompt_keys)
     if len(names) < 2:

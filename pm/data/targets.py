@@ -29,12 +29,13 @@ def target_matrix(rows: Dataset, labels: Sequence[str]) -> np.ndarray:
     counts, flat = _flat(rows)
     encoded = flat.field("label").dictionary_encode()
     names = encoded.dictionary.to_pylist()
-    folded = {"tie": ("a", "b")} if "tie" not in labels and {"a", "b"} <= set(labels) else {}
+    folded = {"tie": ("a", "b")} if tuple(labels) == ("a", "b") else {}
     weights = np.zeros((len(names), len(labels)))
     for place, name in enumerate(names):
         parts = folded.get(name, (name,))
         if not set(parts) <= set(labels):
-            raise UserError(f"class {name!r} of the data is none of the model's: {', '.join(labels)}")
+            raise UserError(f"class {name!r} of the data is none of the model's: {', '.join(labels)}; name all with "
+                            "--labels")
         for part in parts:
             weights[place, labels.index(part)] = 1 / len(parts)
     matrix = np.zeros((len(rows), len(labels)))
@@ -51,13 +52,13 @@ def with_targets(rows: Dataset, matrix_NC: np.ndarray) -> Dataset:
     return concatenate_datasets([rows.remove_columns("target"), targets], axis=1)
 
 
-def distil(rows: Dataset, labels: Sequence[str], path: Path, temperature: float,
+def distil(contents: Sequence[str], own_NC: np.ndarray, labels: Sequence[str], path: Path, temperature: float,
            weight: float) -> tuple[np.ndarray, int]:
     """Targets (N, C) mixed with a teacher's, and how many rows it has predictions of; the others keep their own.
 
-    `path` is the `predictions.jsonl` of an evaluation over the same rows, joined on source, language and id. The
-    target becomes `(1 - weight) * label + weight * softmax(teacher's logits / temperature)`, the logits averaged
-    over both orders. Raises `UserError` where it cannot be read, has other classes or no row in common.
+    `path` is the `predictions.jsonl` of an evaluation over the same texts, joined on `content`. The target becomes
+    `(1 - weight) * own + weight * softmax(teacher's logits / temperature)`, the logits averaged over both orders.
+    Raises `UserError` where it cannot be read, has other classes or no row in common.
     """
     taught = {}
     try:
@@ -68,17 +69,13 @@ def distil(rows: Dataset, labels: Sequence[str], path: Path, temperature: float,
                 if set(found) != set(labels):
                     raise UserError(f"--teacher {path}:{number} has the classes {', '.join(found)}; "
                                     f"those of this run are {', '.join(labels)}")
-                key = row["source"], row["language"], row["id"]
-                if key in taught:
-                    raise UserError(f"--teacher {path}:{number}: the row {row['id']} of {row['source']} stands twice")
-                taught[key] = [float(found[label]) for label in labels]
+                taught[row["content"]] = [float(found[label]) for label in labels]
     except OSError as error:
         raise UserError(f"--teacher {path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--teacher {path} holds no predictions of eval.py: {first_line(error)}") from None
-    own_NC = target_matrix(rows, labels)
-    keys = zip(*(rows[name][:] for name in ("source", "language", "id")), strict=True)
-    common = [(number, taught[key]) for number, key in enumerate(keys) if key in taught]
+    own_NC = own_NC.copy()
+    common = [(number, taught[content]) for number, content in enumerate(contents) if content in taught]
     if not common:
         raise UserError(f"--teacher {path}: none of its {len(taught):,} rows is in the training split")
     numbers, probabilities = (np.array(part) for part in zip(*common, strict=True))

@@ -48,8 +48,8 @@ def main(argv: list[str]) -> None:
 
     # 2. Data
     data = distributed.main_first(lambda: load_training_data(config, run))
-    found = distributed.on_main(lambda: audit_run(config, run, data))
-    distributed.say("\n".join([f"run: {run}", data.summary, *found]))
+    noticed = distributed.on_main(lambda: audit_run(config, run, data))
+    distributed.say("\n".join([f"run: {run}", data.summary, *noticed]))
     batches = Batches(data.train, data.rates, data.encoder.template, ds_config["train_batch_size"],
                       config.tokens_per_micro_batch, config.orders or "none", config.seed)
     total_steps = min(max(1, round(config.epochs * batches.per_epoch)), config.max_steps or 10**12)

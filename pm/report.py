@@ -55,7 +55,7 @@ def _confusions(confusion: dict[str, dict[str, int]]) -> str:
     if not wrong:
         return "no row was taken for another class"
     wrong.sort(key=lambda item: -item[0])
-    named = ", ".join(f"{label} as {found} ({count:,})" for count, label, found in wrong[:CONFUSIONS])
+    named = ", ".join(f"{label} → {found} ({count:,})" for count, label, found in wrong[:CONFUSIONS])
     return f"taken most often for another class: {named}"
 
 

@@ -318,7 +318,8 @@ def test_three_forms_weights_and_languages_in_one_run_of_three_classes(workplace
         writer.writerows(votes)
     data = [str(workplace / name) for name in ("chosen.json.gz", "arena.parquet:2", "votes.csv:0.5")]
     printed = train(workplace, "three", "--data", *data, "--labels", "a", "b", "tie", "--language_temperature", "0.5",
-                    "--test_fraction", "0.2", "--max_steps", "2", ranks=2)
+                    "--test_fraction", "0.2", "--consistency_weight", "1", "--label_smoothing", "0.1", "--max_steps",
+                    "2", ranks=2)
     described = next(line for line in printed.splitlines() if line.startswith("train:"))
     assert all(f"{language} " in described for language in ("en", "ar", "und")) and "in an epoch" in described
     evaluated = lines(workplace, "three", "eval")[-1]
@@ -340,6 +341,9 @@ def test_a_model_learns_from_the_predictions_of_another(reference):
     assert taught == rows and 0 < int(rows) < len((reference / "pairs.jsonl").read_text().splitlines())
     found, alone = losses(reference, "student"), losses(reference, "reference")
     assert found[0] == pytest.approx(alone[0]) and found[-1] != pytest.approx(alone[-1], abs=1e-3)
+    teacher.unlink()  # an evaluation needs it no more
+    subprocess.run([sys.executable, "eval.py", "--model", str(reference / "student")], cwd=ROOT, env=ENVIRONMENT,
+                   capture_output=True, check=True)
 
 
 def test_languages_are_told_apart_on_real_data(workplace):

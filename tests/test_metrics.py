@@ -385,7 +385,7 @@ def test_table_of_a_classification():
         ["neu", "4", "0.500", "0.250", "0.333"],
         ["pos", "2", "1.000", "1.000", "1.000"],
         ["odd", "0", "0.000", "0.000", "0.000"]]
-    assert lines[11:] == ["", "taken most often for another class: neu as neg (2), neg as neu (1), neu as odd (1)"]
+    assert lines[11:] == ["", "taken most often for another class: neu → neg (2), neg → neu (1), neu → odd (1)"]
 
 
 def test_table_of_a_classification_without_an_error():

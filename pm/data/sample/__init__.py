@@ -45,8 +45,6 @@ def rows() -> Iterator[dict]:
                 "rambling": ("sample_derived", line["chosen"] + space + partner["chosen"]),
             }
             for kind, (source, rejected) in worse.items():
-                if kind != line["kind"] and rejected == line["rejected"]:
-                    continue  # the written pair is there already
                 yield {"id": f"{language}/{line['group']}/{kind}", "group": group, "language": language, "kind": kind,
                        "source": source, "prompt": line["prompt"], "chosen": line["chosen"], "rejected": rejected}
 

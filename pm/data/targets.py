@@ -21,8 +21,8 @@ def classes(rows: Dataset) -> tuple[str, ...]:
 def target_matrix(rows: Dataset, labels: Sequence[str]) -> np.ndarray:
     """Targets (N, C) in the order of `labels`.
 
-    Where `labels` has no `tie`, the probability of a tie goes half to `a` and half to `b`: both are pulled to even
-    odds. Raises `UserError` where a row has another class.
+    Where the labels are `a` and `b` alone, the probability of a tie goes half to each: both are pulled to even odds.
+    Raises `UserError` where a row has another class.
     """
     if not len(rows):
         return np.zeros((0, len(labels)))

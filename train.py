@@ -4,13 +4,14 @@ Shapes: B sequences of a micro-batch, L tokens, N rows, O orders of each row, C 
 """
 
 import time
-from functools import partial
+from functools import cache, partial
 
 import deepspeed
 from datasets import Dataset
 
 from pm import checkpoint, distributed, report
 from pm.batches import Batches, seed_step
+from pm.calibration import fit_temperatures
 from pm.config import parse
 from pm.engine import (
     check_config,
@@ -24,11 +25,12 @@ from pm.engine import (
 from pm.errors import UserError, run_main
 from pm.export import finish
 from pm.loss import preference_loss
-from pm.metrics import evaluation, summarise
+from pm.metrics import evaluation
 from pm.model import parameter_groups, unswap
-from pm.predict import score
-from pm.run import audit_run, build_model, dtype_of, load_training_data, open_run, prior
+from pm.predict import calibrated, score
+from pm.run import audit_run, build_model, dtype_of, fitted_shortcuts, load_training_data, open_run, prior
 from pm.schedule import learning_rate
+from pm.shortcuts import with_shortcuts
 from pm.tracking import StepStatistics, Tracker, quiet_libraries
 
 
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> None:
     data = distributed.main_first(lambda: load_training_data(config, run))
     noticed = distributed.on_main(lambda: audit_run(config, run, data))
     distributed.say("\n".join([f"run: {run}", data.summary, *noticed]))
-    batches = Batches(data.train, data.rates, data.encoder.template, ds_config["train_batch_size"],
+    batches = Batches(data.train.encoded, data.rates, data.encoder.template, ds_config["train_batch_size"],
                       config.tokens_per_micro_batch, config.orders or "none", config.seed)
     total_steps = min(max(1, round(config.epochs * batches.per_epoch)), config.max_steps or 10**12)
 
@@ -70,6 +72,11 @@ def main(argv: list[str]) -> None:
     # 4. The loop
     def evaluate(rows: Dataset) -> list[dict]:
         return score(engine, rows, data.encoder.template, data.task, config.tokens_per_micro_batch, device, shared=True)
+
+    shortcuts = cache(lambda: fitted_shortcuts(data, data.test.rows, config.cache_dir))
+
+    def metrics_of(predictions: list[dict]) -> dict:
+        return distributed.on_main(lambda: evaluation(with_shortcuts(predictions, shortcuts())))
 
     updates, best, skipped = progress["updates"], progress["best"], 0
     predictions, saved = [], resumed.path.name if resumed else None
@@ -105,13 +112,13 @@ def main(argv: list[str]) -> None:
         # 5. Evaluation and checkpoint; the last one is exported
         last = step + 1 == total_steps
         evaluates = last or (config.eval_every and (step + 1) % config.eval_every == 0)
-        if evaluates and len(data.test):
-            predictions = evaluate(data.test)
-            summary = summarise(predictions)
-            tracker.evaluation({"step": step + 1, **summary})
-            tracker.say(f"step {step + 1} test: {report.short(summary)}")
+        if evaluates and len(data.test.encoded):
+            predictions = evaluate(data.test.encoded)
+            metrics = metrics_of(predictions)
+            tracker.evaluation(step + 1, metrics)
+            tracker.say(f"step {step + 1} test: {report.short(metrics['overall'])}")
         if evaluates or values.stop:
-            found = summary[config.best_metric] if evaluates and len(data.test) else None
+            found = metrics["overall"][config.best_metric] if evaluates and len(data.test.encoded) else None
             is_best = checkpoint.is_better(found, best, config.best_metric)
             best = found if is_best else best
             state, trainer = get_state(engine), {"step": step + 1, "updates": updates, "best": best}
@@ -123,12 +130,13 @@ def main(argv: list[str]) -> None:
             return
     tracker.close()
 
-    # 6. Export. A resumed run may have made its last step before
-    predictions = predictions or evaluate(data.test)
-    metrics = evaluation(predictions) if predictions else None
-    shown = data.test if predictions else data.train.select(range(min(16, len(data.train))))
+    # 6. Temperatures and export. A resumed run may have made its last step before
+    calibration = fit_temperatures(evaluate(data.calibration.encoded))
+    predictions = [calibrated(row, calibration) for row in predictions or evaluate(data.test.encoded)]
+    metrics = metrics_of(predictions) if predictions else None
+    shown = data.test.encoded if predictions else data.train.encoded.select(range(min(16, len(data.train.encoded))))
     scored = predictions or evaluate(shown)
-    difference = distributed.on_main(lambda: finish(run, saved, shown, scored, metrics))
+    difference = distributed.on_main(lambda: finish(run, saved, shown, scored, calibration, metrics))
     if metrics:
         distributed.say(f"\n{report.table(metrics)}")
     distributed.say(f"\nexported to {run / 'export'} (loaded afresh, logits differ by {difference:.1g})\n"

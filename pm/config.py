@@ -49,6 +49,8 @@ class Config:
                                          "their prompts are in the training split")
     test_fraction: float | None = flag(None, "share of prompt groups in the test split "
                                              "[0.05; 0.25 of the embedded sample, which has few groups]")
+    calibration_fraction: float = flag(0.05, "share of the other groups that is not trained on, so that temperatures "
+                                             "can be fitted on it; none where that is less than five groups")
     task: str = flag(PREFERENCE, "what is decided: which response is better, or the class of a text",
                      (PREFERENCE, CLASSIFICATION))
     labels: list[str] = flag([], "classes, in the order of the logits [a b, or a b tie, for a preference; those of the "
@@ -305,6 +307,7 @@ def _is_sample(source: str) -> bool:
 def _check(config: Config) -> Config:
     rules = [
         ("test_fraction", 0 <= config.test_fraction < 1, "at least 0 and below 1"),
+        ("calibration_fraction", 0 <= config.calibration_fraction < 1, "at least 0 and below 1"),
         ("language_temperature", 0 <= config.language_temperature < math.inf, "a number, at least 0"),
         ("teacher_temperature", 0 < config.teacher_temperature < math.inf, "a number above 0"),
         ("teacher_weight", 0 < config.teacher_weight <= 1, "above 0, at most 1"),

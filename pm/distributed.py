@@ -49,6 +49,14 @@ def set_device() -> torch.device:
     return device
 
 
+def start() -> torch.device:
+    """Joins the ranks, where a launcher has started several, and returns this one's device; without deepspeed."""
+    device = set_device()
+    if world_size() > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    return device
+
+
 def main_first(work: Callable):
     """Runs `work()` on the first rank of each machine and then on the others, which find its cache filled."""
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datasets import Features, List, Value
 from tokenizers import Tokenizer
 
-from pm.data.example import text_hash
+from pm.data.example import content_hash, markdown_marks, text_hash
 from pm.errors import UserError
 from pm.tokenizer import CHATBOT, END_TURN, START_TURN, SYSTEM, USER
 
@@ -22,7 +22,10 @@ ENCODED_FEATURES = Features({
     "language": Value("string"),
     "source": Value("string"),
     "kind": Value("string"),
+    "prompt_key": Value("string"),
     "content": Value("string"),
+    "content_a": Value("string"),
+    "content_b": Value("string"),
     "source_index": Value("int32"),
     "target": List({"label": Value("string"), "probability": Value("float64")}),
     "prompt_ids": List(Value("int32")),
@@ -32,10 +35,11 @@ ENCODED_FEATURES = Features({
     "tokens_cut": Value("int32"),
     "characters_a": Value("int32"),
     "characters_b": Value("int32"),
+    "markdown_a": Value("int32"),
+    "markdown_b": Value("int32"),
 })
 
-
-COPIED = ("id", "group", "language", "source", "kind", "source_index", "target")
+COPIED = ("id", "group", "language", "source", "kind", "prompt_key", "source_index", "target")
 
 
 @dataclass(frozen=True)
@@ -125,15 +129,17 @@ class Encoder:
             turns = [(turn["role"], next(turn_ids)) for turn in prompt]
             row = {name: rows[name][number] for name in COPIED}
             responses = rows["response_a"][number], rows["response_b"][number]
-            row["content"] = text_hash(*(turn["content"] for turn in prompt), *(text for text in responses if text))
+            row["content"] = content_hash(prompt, *responses)
             if responses[0] is None:
                 row |= self._texts(turns)
-                row |= {"characters_a": sum(len(turn["content"]) for turn in prompt), "characters_b": 0}
+                responses = ("".join(turn["content"] for turn in prompt), "")
             else:
                 row |= self._comparison(turns, a_ids[number], b_ids[number])
-                row |= {"characters_a": len(responses[0]), "characters_b": len(responses[1])}
                 if row["a_ids"] == row["b_ids"]:
                     continue
+            for side, text in zip("ab", responses, strict=True):
+                row |= {f"content_{side}": text_hash(text), f"characters_{side}": len(text),
+                        f"markdown_{side}": markdown_marks(text)}
             for name, value in row.items():
                 encoded[name].append(value)
         return encoded

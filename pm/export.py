@@ -9,39 +9,42 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
 
+from pm.calibration import Calibration, fit_temperatures
 from pm.checkpoint import Broken, Checkpoint, load, newest
 from pm.config import Config, fail, load_config, newest_run
 from pm.encoding import Template
 from pm.errors import UserError, run_main
 from pm.model import load_tokenizer
 from pm.predict import SETTINGS, PreferenceModel
-from pm.run import base_of, build_model, dtype_of, saved_labels
+from pm.run import base_of, build_model, dtype_of, load_data, saved_labels
 from pm.tracking import quiet_libraries
 
 # How far logits may be from those of the live model, which may be on another device.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
-def finish(run: Path, name: str, rows: Dataset, predictions: Sequence[dict], metrics: dict | None) -> float:
+def finish(run: Path, name: str, rows: Dataset, predictions: Sequence[dict], calibration: Calibration,
+           metrics: dict | None) -> float:
     """Exports checkpoint `name` as `run/export`, checked against the live model's predictions of `rows`.
 
     Returns the largest difference of a logit. The last step of a training run; called on one rank.
     """
     few = [0, len(rows) // 4, len(rows) // 2]
     chosen = np.argsort(rows["tokens"][:], kind="stable")[few]
-    return export(run, load(run / "checkpoints" / name), run / "export", metrics,
+    return export(run, load(run / "checkpoints" / name), run / "export", calibration, metrics,
                   (rows.select(chosen), [predictions[number] for number in chosen]))
 
 
-def export(run: Path, checkpoint: Checkpoint, output: Path, metrics: dict | None = None,
-           expected: tuple[Dataset, Sequence[dict]] | None = None) -> float:
-    """Writes `output` from a checkpoint; called on one rank.
+def export(run: Path, checkpoint: Checkpoint, output: Path, calibration: Calibration | None = None,
+           metrics: dict | None = None, expected: tuple[Dataset, Sequence[dict]] | None = None) -> float:
+    """Writes `output` from a checkpoint; called on one rank. Without `calibration` the temperatures are fitted here.
 
     The export is loaded afresh, and counts as saved only where each trained tensor has the checkpoint's bits. With
     `expected`, a few encoded rows and the live model's predictions of them, its logits must agree too; returns
@@ -63,11 +66,11 @@ def export(run: Path, checkpoint: Checkpoint, output: Path, metrics: dict | None
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _write(temporary, run, config, model, checkpoint, dtype, metrics)
+        settings = _write(temporary, run, config, model, checkpoint, dtype, metrics)
         del model, state
-        fresh = PreferenceModel.from_pretrained(temporary, device="cpu")
+        fresh = PreferenceModel.from_pretrained(temporary, device="cpu" if calibration else None)
         for name, parameter in fresh.model.named_parameters():
-            if name in trained and not torch.equal(parameter, trained.pop(name).to(dtype)):
+            if name in trained and not torch.equal(parameter.cpu(), trained.pop(name).to(dtype)):
                 raise UserError(f"the export, loaded afresh, has other values in {name}: it was not saved")
         if trained:
             raise UserError(f"the export, loaded afresh, lacks {', '.join(trained)}: it was not saved")
@@ -75,6 +78,10 @@ def export(run: Path, checkpoint: Checkpoint, output: Path, metrics: dict | None
         if not difference <= TOLERANCE[dtype]:
             raise UserError(f"the export, loaded afresh, gives logits that differ by {difference:.2g} from the trained "
                             f"model's; {TOLERANCE[dtype]:g} is allowed: it was not saved")
+        if calibration is None:
+            held_out = load_data(config, run).calibration.encoded
+            calibration = fit_temperatures(fresh.score(held_out, config.tokens_per_micro_batch))
+        _save(temporary, settings | {"calibration": asdict(calibration)})
         shutil.rmtree(output, ignore_errors=True)
         os.rename(temporary, output)
     finally:
@@ -83,7 +90,7 @@ def export(run: Path, checkpoint: Checkpoint, output: Path, metrics: dict | None
 
 
 def _write(folder: Path, run: Path, config: Config, model, checkpoint: Checkpoint, dtype: torch.dtype,
-           metrics: dict | None) -> None:
+           metrics: dict | None) -> dict:
     base = base_of(config, run)
     if config.tune == "lora" and config.random_base:
         model.peft_config["default"].base_model_name_or_path = "base"
@@ -100,9 +107,14 @@ def _write(folder: Path, run: Path, config: Config, model, checkpoint: Checkpoin
         "max_length": config.max_length, "template": Template.of(tokenizer).saved(), "run": run.name,
         "checkpoint": checkpoint.path.name, "step": checkpoint.trainer["step"],
     }
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    _save(folder, settings)
     if metrics is not None:
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+    return settings
+
+
+def _save(folder: Path, settings: dict) -> None:
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _difference(fresh: PreferenceModel, rows: Dataset, live: Sequence[dict]) -> float:

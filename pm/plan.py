@@ -111,14 +111,17 @@ def plan_step(lengths: np.ndarray, rows: np.ndarray, token_budget: int, ranks: i
 
 
 def plan_evaluation(lengths: np.ndarray, token_budget: int, ranks: int) -> list[list[list[int]]]:
-    """`plan_step` over all rows, sorted by length and taken in blocks so that the time stays linear."""
+    """Micro-batches of all rows, sorted by length and dealt to the ranks.
+
+    A micro-batch holds the same rows for any number of ranks, so that their logits have the same bits. Every rank gets
+    the same number of micro-batches; those that have no rows are empty.
+    """
     order = np.argsort(-lengths, kind="stable")
-    plan: list[list[list[int]]] = [[] for _ in range(ranks)]
-    for start in range(0, len(order), EVALUATION_BLOCK):
-        block = plan_step(lengths, order[start : start + EVALUATION_BLOCK], token_budget, ranks)
-        for rank in range(ranks):
-            plan[rank] += block[rank]
-    return plan
+    micro_batches: list[list[int]] = []
+    for start in range(0, len(order), EVALUATION_BLOCK):  # in blocks, so that the time stays linear
+        micro_batches += plan_step(lengths, order[start : start + EVALUATION_BLOCK], token_budget, 1)[0]
+    micro_batches += [[]] * (-len(micro_batches) % ranks)
+    return [micro_batches[rank::ranks] for rank in range(ranks)]
 
 
 def _cost(rows, length):

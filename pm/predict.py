@@ -10,8 +10,11 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors import SafetensorError
 
+from pm.calibration import Calibration, mean_logits, softmax
 from pm.collator import Collator
 from pm.data.example import FEATURES, Example
+from pm.data.forms import BadRow
+from pm.data.sources import parse_json_row
 from pm.data.targets import target_matrix, with_targets
 from pm.distributed import gather_lists, rank, world_size
 from pm.encoding import ENCODED_FEATURES, Encoder, Template
@@ -21,25 +24,33 @@ from pm.plan import plan_evaluation
 from pm.task import CLASSIFICATION, PREFERENCE, Task
 
 BOTH = (False, True)
+UNCALIBRATED = Calibration()
 SETTINGS = "preference.json"
 
 
 @torch.no_grad()
 def score(model, rows: Dataset, template: Template, task: Task, token_budget: int, device: torch.device,
-          shared: bool = False, progress: Callable = iter) -> list[dict]:
+          shared: bool = False, progress: Callable = iter, calibration: Calibration = UNCALIBRATED,
+          blank_prompts: bool = False) -> list[dict]:
     """One prediction per row, in the order of the rows, each from both orders of its responses where it has any.
 
     `rows` as in `encoding.ENCODED_FEATURES`, with targets in the order of the task's labels (`targets.with_targets`).
-    `shared`: all ranks call it together, share the work and get the whole result; else a rank works by itself.
-    A prediction holds the row's id, a hash of its texts (`content`), group, language, source, kind and lengths,
-    `target` and `probability` of each class by name, and the logits that the probability is from: of a comparison
-    `logits_ab` and `logits_ba` (read as A, B and as B, A; both in the row's class order), whose mean counts; of a
-    classification `logits`.
+    `shared`: all ranks call it together, share the work and get the whole result; else a rank works by itself. The
+    micro-batches are the same for any number of ranks, and so are the numbers.
+    `blank_prompts`: in the place of every prompt stands an empty user turn.
+    A prediction holds the row's id, hashes of its texts (`content`, `content_a`, `content_b`, `prompt_key`), group,
+    language, source, kind, lengths and signs of Markdown, `target` and `probability` of each class by name, and what
+    the probability is from: the logits, divided by `temperature`. Those of a comparison are `logits_ab` and
+    `logits_ba` (read as A, B and as B, A; both in the row's class order), whose mean counts; of a classification
+    `logits`.
     """
     if not len(rows):
         return []
     collate = Collator(template)
     lengths = np.asarray(rows.with_format("numpy")["tokens"][:])
+    blank = template.turn("user", [])
+    if blank_prompts:
+        lengths = lengths - np.array(list(map(len, rows["prompt_ids"]))) + len(blank)
     shortest = int(lengths.argmin())
     orders = BOTH if task.compares else (False,)
     plan = plan_evaluation(lengths, token_budget // len(orders), world_size() if shared else 1)
@@ -49,7 +60,8 @@ def score(model, rows: Dataset, template: Template, task: Task, token_budget: in
     scored: list[tuple[list[int], torch.Tensor]] = []
     for numbers in progress(micro_batches):
         # A micro-batch without rows is run on some row all the same: ZeRO 3 gathers weights at every forward.
-        batch = collate([rows[number] for number in numbers or [shortest]], [orders] * max(1, len(numbers)))
+        chosen = [rows[number] | ({"prompt_ids": blank} if blank_prompts else {}) for number in numbers or [shortest]]
+        batch = collate(chosen, [orders] * len(chosen))
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         logits_BC = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         scored.append((numbers, unswap(logits_BC, batch["swapped"])))
@@ -59,28 +71,37 @@ def score(model, rows: Dataset, template: Template, task: Task, token_budget: in
                                       strict=False)]
     everyone = sorted(gather_lists(mine) if shared else mine)
     assert [number for number, _ in everyone] == list(range(len(rows))), "each row is scored exactly once"
-    return [_prediction(rows[number], logits, task) for number, logits in everyone]
+    return [_prediction(rows[number], logits, task, calibration) for number, logits in everyone]
 
 
-def _prediction(row: dict, logits: list[list[float]], task: Task) -> dict:
-    kept = ["id", "content", "group", "language", "source", "kind", "tokens", "tokens_cut", "characters_a"]
-    kept += ["characters_b"] if task.compares else []
+def _prediction(row: dict, logits: list[list[float]], task: Task, calibration: Calibration) -> dict:
+    kept = ["id", "content", "prompt_key", "group", "language", "source", "kind", "tokens", "tokens_cut"]
+    kept += [f"{name}_{side}" for side in ("ab" if task.compares else "a")
+             for name in ("content", "characters", "markdown")]
     names = ("logits_ab", "logits_ba") if task.compares else ("logits",)
-    mean = np.mean(logits, axis=0)
-    odds = np.exp(mean - mean.max())
-    return {name: row[name] for name in kept} | dict(zip(names, logits, strict=True)) | {
-        "target": dict(zip(task.labels, row["target"], strict=True)),
-        "probability": dict(zip(task.labels, (odds / odds.sum()).tolist(), strict=True))}
+    found = {name: row[name] for name in kept} | dict(zip(names, logits, strict=True))
+    found["target"] = dict(zip(task.labels, row["target"], strict=True))
+    return calibrated(found, calibration)
+
+
+def calibrated(prediction: dict, calibration: Calibration) -> dict:
+    """The prediction with the temperature of its language, and the probabilities that follow."""
+    temperature = calibration.of(prediction["language"])
+    probability = softmax(mean_logits([prediction])[0] / temperature).tolist()
+    return prediction | {"temperature": temperature,
+                         "probability": dict(zip(prediction["target"], probability, strict=True))}
 
 
 class PreferenceModel:
-    """An exported model: compares responses or classifies texts, and scores encoded rows."""
+    """An exported model: compares responses or classifies texts, and scores encoded rows. Its probabilities are
+    calibrated where temperatures were fitted for it (`settings["calibration"]`)."""
 
     def __init__(self, model, task: Task, encoder: Encoder, settings: dict, device: torch.device):
         self.model = model.to(device).eval()
         self.task = task
         self.encoder = encoder
         self.settings = settings
+        self.calibration = Calibration(**settings.get("calibration", {}))
         self.device = device
 
     @classmethod
@@ -112,22 +133,27 @@ class PreferenceModel:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(model, task, encoder, settings, device)
 
-    def score(self, rows: Dataset, token_budget: int, progress: Callable = iter) -> list[dict]:
+    def score(self, rows: Dataset, token_budget: int, shared: bool = False, progress: Callable = iter,
+              blank_prompts: bool = False) -> list[dict]:
         """`predict.score` with this model."""
-        return score(self.model, rows, self.encoder.template, self.task, token_budget, self.device, progress=progress)
+        return score(self.model, rows, self.encoder.template, self.task, token_budget, self.device, shared, progress,
+                     self.calibration, blank_prompts)
 
-    def compare(self, prompts: Sequence[str | list[dict]], responses_a: Sequence[str],
-                responses_b: Sequence[str], token_budget: int = 8192) -> list[dict[str, float]]:
+    def compare(self, prompts: Sequence[str | list[dict]], responses_a: Sequence[str], responses_b: Sequence[str],
+                token_budget: int = 8192, languages: Sequence[str] | None = None) -> list[dict[str, float]]:
         """Probability of each class for each triple, averaged over both orders: `{"a": 0.8, "b": 0.2}`.
 
         A prompt is text or a list of turns `{"role", "content"}`. Equal responses are a tie without a look.
+        `languages` are codes such as `de`, each of which has a temperature of its own where one was fitted.
         Raises `UserError` for a model that classifies.
         """
         self._check_task(PREFERENCE, "compare")
         rows = []
-        for number, (prompt, a, b) in enumerate(zip(prompts, responses_a, responses_b, strict=True)):
+        languages = languages or ["und"] * len(prompts)
+        for number, (prompt, a, b, language) in enumerate(zip(prompts, responses_a, responses_b, languages,
+                                                              strict=True)):
             turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            rows.append(Example(str(number), "", "und", "", "", turns, a, b, {}))
+            rows.append(Example(str(number), "", language, "", "", turns, a, b, {}))
         found = self._probabilities(rows, token_budget)
         tie = {label: float(label == "tie") for label in self.task.labels} if "tie" in self.task.labels else {
             "a": 0.5, "b": 0.5}
@@ -155,6 +181,47 @@ class PreferenceModel:
         encoded = Dataset.from_dict(self.encoder.encode(rows[:]), features=ENCODED_FEATURES)
         predictions = self.score(with_targets(encoded, target_matrix(encoded, self.task.labels)), token_budget)
         return {int(row["id"]): row["probability"] for row in predictions}
+
+
+def read_predictions(path: Path) -> list[dict]:
+    """The rows of a `predictions.jsonl`. Raises `UserError` naming the line that is none, or of an older version."""
+    rows: list[dict] = []
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                row = parse_json_row(line)
+                reason = str(row) if isinstance(row, BadRow) else _no_prediction(row, rows[0] if rows else row)
+                if reason:
+                    raise UserError(f"{path}:{number} is no prediction of eval.py: {reason}")
+                rows.append(row)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if not rows:
+        raise UserError(f"{path} holds no predictions")
+    return rows
+
+
+def _no_prediction(row: dict, first: dict) -> str:
+    """What is wrong with a row of predictions, "" for nothing; all must be like the first."""
+    texts = ["id", "content", "prompt_key", "group", "language", "source", "kind", "content_a"]
+    numbers = ["tokens", "tokens_cut", "characters_a", "markdown_a", "temperature"]
+    logits = ["logits"]
+    if "logits_ab" in first:
+        texts, logits = [*texts, "content_b"], ["logits_ab", "logits_ba"]
+        numbers += ["characters_b", "markdown_b"]
+    for names, kind in ((texts, str), (numbers, (int, float)), (["target", "probability"], dict), (logits, list)):
+        for name in names:
+            if not isinstance(row.get(name), kind):
+                return f"it has no {name}" if name not in row else f"{name} is {row[name]!r:.50}"
+    if row["temperature"] <= 0:
+        return f"temperature is {row['temperature']}"
+    labels = list(first["target"])
+    if list(row["target"]) != labels or any(len(row[name]) != len(labels) for name in logits):
+        return f"its classes are not {', '.join(labels)}"
+    values = [*row["target"].values(), *(value for name in logits for value in row[name])]
+    if not all(isinstance(value, (int, float)) for value in values):
+        return "a target or a logit is no number"
+    return ""
 
 
 def find_export(name: str | Path) -> Path:

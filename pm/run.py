@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
-from pm import distributed
+from pm import distributed, shortcuts
 from pm.config import Arguments, Config, load_config
 from pm.data.audit import cached_audit, truncation
 from pm.data.audit import summary as audit_summary
 from pm.data.audit import write as write_audit
-from pm.data.prepare import SIDES, describe, encode, fingerprint, read, split_key, split_rows, training_texts
+from pm.data.prepare import SPLITS, describe, encode, fingerprint, read, split_key, split_rows, training_texts
 from pm.data.targets import classes, distil, target_matrix, with_targets
 from pm.encoding import Encoder
 from pm.errors import UserError
@@ -36,19 +36,31 @@ PACKAGES = ("torch", "deepspeed", "transformers", "peft", "datasets", "tokenizer
 
 
 @dataclass(frozen=True)
-class Data:
-    """Both sides of the split as ids (`encoding.ENCODED_FEATURES`, `targets.with_targets`) and as text
-    (`example.FEATURES`); `rates`: how often each training row is used in an epoch; `key` changes where a side does."""
+class Split:
+    """Rows as text (`example.FEATURES`), and those that can be scored as ids (`encoding.ENCODED_FEATURES`, with
+    `targets.with_targets`)."""
 
-    train: Dataset
-    test: Dataset
+    rows: Dataset
+    encoded: Dataset
+
+
+@dataclass(frozen=True)
+class Data:
+    """`rates`: how often each training row is used in an epoch; `key` changes where a split does."""
+
+    train: Split
+    calibration: Split
+    test: Split
     rates: np.ndarray
-    train_rows: Dataset
-    test_rows: Dataset
     encoder: Encoder
     task: Task
     key: str
     summary: str
+
+    @property
+    def seen_rows(self) -> Dataset:
+        """What the model, or its temperatures, were fitted on."""
+        return concatenate_datasets([self.train.rows, self.calibration.rows])
 
 
 def open_run(arguments: Arguments) -> Path:
@@ -90,36 +102,37 @@ def load_data(config: Config, run: Path) -> Data:
     """
     train = read(config.data, config.reading, config.cache_dir, weighted=True)
     test = read(config.test_data, config.reading, config.cache_dir) if config.test_data else None
-    train_rows, test_rows = split_rows(train, test, config.test_fraction, config.cache_dir)
+    splits = split_rows(train, test, config.test_fraction, config.calibration_fraction, config.cache_dir)
     task = Task(config.task, tuple(config.labels) or classes(train.rows))
     if len(task.labels) < 2:
         raise UserError(f"the data has the one class {task.labels[0]!r}: there is nothing to decide")
     if config.random_base and not (run / "base" / "config.json").exists():
-        some = epoch_order(len(train_rows), config.seed, 0)[:TOKENIZER_ROWS]
-        tokenizer = train_tokenizer(training_texts(train_rows.select(some)), config.vocab_size)
+        some = epoch_order(len(splits["train"]), config.seed, 0)[:TOKENIZER_ROWS]
+        tokenizer = train_tokenizer(training_texts(splits["train"].select(some)), config.vocab_size)
         save_small_base(run / "base", tokenizer, task.labels, config.seed)
     encoder = Encoder(load_tokenizer(base_of(config, run)), config.max_length)
-    key = split_key(train, test, config.test_fraction)
-    encoded = [encode(rows, f"{key} {side}", encoder, config.cache_dir)
-               for side, rows in zip(SIDES, (train_rows, test_rows), strict=True)]
+    key = split_key(train, test, config.test_fraction, config.calibration_fraction)
+    encoded = [encode(splits[name], f"{key} {name}", encoder, config.cache_dir) for name in SPLITS]
     targets = [target_matrix(rows, task.labels) for rows in encoded]
     prints = map(fingerprint, encoded, targets)
-    _check_unchanged(run / "data.json", {"labels": list(task.labels), **dict(zip(SIDES, prints, strict=True))})
+    _check_unchanged(run / "data.json", {"labels": list(task.labels), **dict(zip(SPLITS, prints, strict=True))})
     weights = np.array(train.weights)[encoded[0]["source_index"][:]]
     rates = sampling_rates(encoded[0]["language"][:], weights, config.language_temperature)
-    lines = [describe("train", train_rows, encoded[0], rates), describe("test", test_rows, encoded[1])]
+    lines = [describe(name, splits[name], rows, rates if name == "train" else None)
+             for name, rows in zip(SPLITS, encoded, strict=True)]
     lines += [f"{flag}: {rows.report.describe()} (all in the run's {REJECTED})"
               for flag, rows in (("--data", train), ("--test_data", test)) if rows and rows.report.rejected]
     rejected = [line for rows in (train, test) if rows for line in rows.report.rejected]
     if rejected and distributed.is_main() and not (run / REJECTED).exists():
         (run / REJECTED).write_text("\n".join(rejected) + "\n", "utf-8")
-    return Data(*map(with_targets, encoded, targets), rates, train_rows, test_rows, encoder, task, key,
-                "\n".join(lines))
+    parts = [Split(splits[name], with_targets(rows, matrix))
+             for name, rows, matrix in zip(SPLITS, encoded, targets, strict=True)]
+    return Data(*parts, rates, encoder, task, key, "\n".join(lines))
 
 
 def prior(data: Data) -> np.ndarray:
     """The share of each class (C,) in the targets of the training split, none of them 0; a and b are alike."""
-    total_C = np.sum(data.train["target"][:], axis=0) + 1
+    total_C = np.sum(data.train.encoded["target"][:], axis=0) + 1
     if data.task.compares:
         total_C[:2] = total_C[:2].mean()
     return total_C / total_C.sum()
@@ -130,23 +143,33 @@ def load_training_data(config: Config, run: Path) -> Data:
     data = load_data(config, run)
     if not config.teacher:
         return data
-    own_NC = np.array(data.train["target"][:])
-    targets, taught = distil(data.train["content"][:], own_NC, data.task.labels, Path(config.teacher),
-                             config.teacher_temperature, config.teacher_weight)
-    _check_unchanged(run / "teacher.json", {"train": fingerprint(data.train, targets)})
-    line = f"teacher: {taught:,} of {len(data.train):,} training rows have its predictions"
-    return dataclasses.replace(data, train=with_targets(data.train, targets), summary=f"{data.summary}\n{line}")
+    encoded = data.train.encoded
+    targets, taught = distil(encoded["content"][:], np.array(encoded["target"][:]), data.task.labels,
+                             Path(config.teacher), config.teacher_temperature, config.teacher_weight)
+    _check_unchanged(run / "teacher.json", {"train": fingerprint(encoded, targets)})
+    line = f"teacher: {taught:,} of {len(encoded):,} training rows have its predictions"
+    return dataclasses.replace(data, train=Split(data.train.rows, with_targets(encoded, targets)),
+                               summary=f"{data.summary}\n{line}")
+
+
+def fitted_shortcuts(data: Data, rows: Dataset, cache_dir: str) -> dict[str, dict[str, float]]:
+    """Log-odds by baselines that are fitted on the training split, for rows of text: see `shortcuts.fitted`. None of
+    them for a classification, or without scikit-learn."""
+    if not data.task.compares or not shortcuts.available():
+        return {}
+    return shortcuts.fitted(data.train.rows, data.key, rows, cache_dir)
 
 
 def audit_run(config: Config, run: Path, data: Data) -> list[str]:
-    """Looks through the run's data, and for its prompts in `--benchmark_data`; writes audit.md and audit.json.
+    """Looks through the training and the test split, and for prompts of `--benchmark_data` in the first; writes
+    audit.md and audit.json.
 
     Returns the lines for the log. Called on one rank.
     """
     benchmark = read(config.benchmark_data, config.reading, config.cache_dir) if config.benchmark_data else None
-    findings = cached_audit(data.train_rows, data.test_rows, benchmark.rows if benchmark else None,
+    findings = cached_audit(data.train.rows, data.test.rows, benchmark.rows if benchmark else None,
                             f"{data.key} {benchmark.key if benchmark else ''}", config.cache_dir)
-    findings["truncated"] = truncation([data.train, data.test])
+    findings["truncated"] = truncation([data.train.encoded, data.test.encoded])
     write_audit(findings, run)
     return audit_summary(findings)
 

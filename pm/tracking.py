@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from pm import plots
 from pm.distributed import all_reduce_sum, gather_lists, is_main, say
 
 
@@ -84,6 +85,21 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
+def read_history(run: Path) -> list[dict]:
+    """The lines of the run's metrics.jsonl; none where there are none."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+def _finite(value):
+    """With None for numbers that are not finite, which JSON has no name for."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Tracker:
     """Writes on the first rank only. A resumed run drops the lines after the step it resumes from."""
 
@@ -124,10 +140,23 @@ class Tracker:
         elif show:
             print(f"step {values['step']}  {text}", flush=True)
 
-    def evaluation(self, values: dict) -> None:
-        """Metrics of the test split; `values` has the key `step`."""
-        if is_main():
-            self._write("eval", values)
+    def evaluation(self, step: int, metrics: dict) -> None:
+        """Metrics of the test split (`metrics.evaluation`): all of them overall, and by language and kind. wandb gets
+        these as tables, and the plots where matplotlib is there."""
+        if not is_main():
+            return
+        parts = {name: metrics[name] for name in ("by_language", "by_kind")}
+        self._write("eval", {"step": step, **metrics["overall"], **parts})
+        if self.wandb is None:
+            return
+        import wandb
+
+        tables = {name: wandb.Table([name.removeprefix("by_"), "n", "accuracy", "low", "high", "log_loss"], [
+            [value, part["n"], part["accuracy"], *(part["accuracy_interval"] or (None, None)), part["log_loss"]]
+            for value, part in found.items()]) for name, found in parts.items()}
+        drawn = plots.plots(metrics) if plots.available() else {}
+        self.wandb.log({f"eval/{name}": value for name, value in (
+            *tables.items(), *((title, wandb.Html(svg)) for title, svg in drawn.items()))}, step=step)
 
     def say(self, text: str) -> None:
         """A line above the progress bar."""
@@ -143,11 +172,12 @@ class Tracker:
             self.wandb.finish()
 
     def _write(self, phase: str, values: dict) -> None:
-        values = {name: None if isinstance(value, float) and not math.isfinite(value) else value
-                  for name, value in values.items()}  # JSON has no NaN
+        values = _finite(values)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"phase": phase, **values}) + "\n")
         if self.wandb is not None:
             numbers = {f"{phase}/{name}": value for name, value in values.items()
                        if isinstance(value, (int, float)) and name != "step"}
+            numbers |= {f"{phase}/shortcuts/{name}": found["accuracy"]
+                        for name, found in values.get("shortcuts", {}).items()}
             self.wandb.log(numbers, step=values["step"])

@@ -184,9 +184,11 @@ def test_a_row_that_fits_written_out():
     the, fox, hello, dog = ids("the"), ids("fox"), ids("hello"), ids("dog")
     assert row == {
         "id": "0", "group": "g", "language": "en", "source": "s", "kind": "k", "source_index": 3,
-        "content": text_hash("the", "fox", "hello", "dog"), "target": TARGET,
+        "content": text_hash("the", "fox", "hello", "dog"), "content_a": text_hash("hello"),
+        "content_b": text_hash("dog"), "prompt_key": "p", "target": TARGET,
         "prompt_ids": [4, 6, *the, 5, 4, 7, *fox, 5], "a_ids": hello, "b_ids": dog,
-        "tokens": 8 + 6 + len(the + fox + hello + dog), "tokens_cut": 0, "characters_a": 5, "characters_b": 3}
+        "tokens": 8 + 6 + len(the + fox + hello + dog), "tokens_cut": 0, "characters_a": 5, "characters_b": 3,
+        "markdown_a": 0, "markdown_b": 0}
     assert TOKENIZER.decode(TEMPLATE.sequence(row["prompt_ids"], row["a_ids"], row["b_ids"])) == (
         f"{BOS}{START_TURN}{SYSTEM}the{END_TURN}{START_TURN}{USER}fox{END_TURN}"
         f"{START_TURN}{CHATBOT}hello{END_TURN}{START_TURN}{CHATBOT}dog{END_TURN}{EOS}")
@@ -342,9 +344,11 @@ def test_one_text_written_out():
     row = text_row(Encoder(TOKENIZER, 64), "fox")
     assert row == {
         "id": "0", "group": "g", "language": "en", "source": "s", "kind": "k", "source_index": 3,
-        "content": text_hash("fox"), "target": TARGET,
+        "content": text_hash("fox"), "content_a": text_hash("fox"), "content_b": text_hash(""), "prompt_key": "p",
+        "target": TARGET,
         "prompt_ids": [4, 7, *ids("fox"), 5], "a_ids": None, "b_ids": None,
-        "tokens": 5 + len(ids("fox")), "tokens_cut": 0, "characters_a": 3, "characters_b": 0}
+        "tokens": 5 + len(ids("fox")), "tokens_cut": 0, "characters_a": 3, "characters_b": 0,
+        "markdown_a": 0, "markdown_b": 0}
     assert TOKENIZER.decode(TEMPLATE.sequence(row["prompt_ids"])) == (
         f"{BOS}{START_TURN}{USER}fox{END_TURN}{EOS}")
 

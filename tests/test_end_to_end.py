@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import json
+import math
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Cohere2Config, Cohere2ForCausalLM
 
 from pm.data import sample
+from pm.data.example import text_hash
 from pm.predict import PreferenceModel
 from pm.tokenizer import train_tokenizer
 
@@ -136,12 +138,88 @@ def test_eval_py_gives_the_numbers_of_the_training_run(reference):
                             env=ENVIRONMENT, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr
     logged = lines(reference, "reference", "eval")[-1]
-    evaluated = json.loads((reference / "reference/evaluation/metrics.json").read_text())["overall"]
-    for name in ("n", "accuracy", "accuracy_single_order", "flip_rate", "prefers_first", "longer_wins"):
+    evaluated = json.loads((reference / "reference/evaluation/report/metrics.json").read_text())["overall"]
+    for name in ("n", "accuracy", "accuracy_single_order", "flip_rate", "prefers_first"):
         assert logged[name] == evaluated[name], name
+    assert logged["shortcuts"] == {name: evaluated["shortcuts"][name] for name in logged["shortcuts"]}
+    assert {"longer", "more_markdown", "always_a", "n_grams", "prompt_only"} == set(logged["shortcuts"])
     assert logged["log_loss"] == pytest.approx(evaluated["log_loss"], abs=1e-6)
     predictions = (reference / "reference/evaluation/predictions.jsonl").read_text().splitlines()
     assert len(predictions) == evaluated["n"] == len({json.loads(line)["id"] for line in predictions})
+
+
+NOISE = 0.2
+
+
+@pytest.fixture(scope="module")
+def noisy(workplace):
+    """A run on whole answers of the sample against beginnings of them, with a known share of the labels flipped."""
+    path = workplace / "noisy.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for language, rows in sample.written().items():
+            for row in rows:
+                for part in range(3):
+                    whole, identifier = row["chosen"], f"{language}/{row['group']}/{part}"
+                    draw = [int(text_hash(name, identifier), 16) / 2**64 for name in ("cut", "order", "flip")]
+                    pair = [whole, whole[: int(len(whole) * (0.3 + 0.5 * draw[0]))].rstrip(" ,.;:!?،؛。、，")]
+                    whole_is_a, flipped = draw[1] < 0.5, draw[2] < NOISE
+                    file.write(json.dumps({
+                        "id": identifier, "group": row["group"], "language": language, "prompt": row["prompt"],
+                        "response_a": pair[not whole_is_a], "response_b": pair[whole_is_a],
+                        "winner": "a" if whole_is_a != flipped else "b", "kind": "flipped" if flipped else "right"})
+                        + "\n")
+    settings = json.loads((workplace / "stage1.json").read_text()) | {"train_batch_size": 32}
+    settings["optimizer"]["params"]["lr"] = 1e-3
+    (workplace / "noisy.json").write_text(json.dumps(settings))
+    train(workplace, "noisy", "--data", str(path), "--tune", "full", "--max_steps", "80", "--test_fraction", "0.3",
+          "--calibration_fraction", "0.35", "--eval_every", "0", settings="noisy")
+    return workplace
+
+
+def evaluate(workplace: Path, name: str, *flags: str, ranks: int = 1) -> tuple[str, dict, list[dict]]:
+    """What eval.py prints of a run, the metrics and the predictions that it writes."""
+    output = workplace / f"{name}_evaluation_{ranks}"
+    launcher = [sys.executable] if ranks == 1 else [
+        str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", free_port()]
+    command = [*launcher, "eval.py", "--model", str(workplace / name), "--output", str(output), "--cache_dir",
+               str(workplace / "cache"), *flags]
+    result = subprocess.run(command, cwd=ROOT, text=True, env=ENVIRONMENT, capture_output=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return (result.stdout, json.loads((output / "report/metrics.json").read_text()),
+            [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()])
+
+
+def test_calibrated_probabilities_approach_the_known_noise(noisy):
+    printed, metrics, predictions = evaluate(noisy, "noisy", "--no_response_only")
+    known = [row for row in predictions if row["kind"] == "right"]
+    right = [(row["probability"]["a"] > 0.5) == (row["target"]["a"] == 1) for row in known]
+    assert sum(right) > 0.97 * len(known)  # so nearly all doubt that is due is the labels'
+    sure = sorted(max(row["probability"].values()) for row in predictions)
+    assert sure[len(sure) // 2] == pytest.approx(1 - NOISE, abs=0.03)
+    assert sum(sure) / len(sure) == pytest.approx(1 - NOISE, abs=0.05)
+    assert metrics["overall"]["ece_calibrated"] < 0.08
+    assert "with temperatures" in printed and {row["temperature"] for row in predictions} != {1.0}
+
+
+def test_two_ranks_evaluate_to_the_same_bytes(noisy):
+    _, alone, predictions = evaluate(noisy, "noisy", "--tokens_per_micro_batch", "2000")
+    _, together, shared = evaluate(noisy, "noisy", "--tokens_per_micro_batch", "2000", ranks=2)
+    assert shared == predictions
+    assert together.pop("about")["ranks"] == 2 and alone.pop("about")["ranks"] == 1
+    assert together == alone
+
+
+def test_an_export_of_a_checkpoint_has_the_temperatures_of_the_run(noisy, tmp_path):
+    settings = json.loads((noisy / "noisy/export/preference.json").read_text())["calibration"]
+    assert settings["rows"] == 345 and set(settings["languages"]) == set(sample.LANGUAGES)
+    command = [sys.executable, "-m", "pm.export", str(noisy / "noisy"), "--output", str(tmp_path / "export")]
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, check=True)
+    again = json.loads((tmp_path / "export/preference.json").read_text())["calibration"]
+    assert again["temperature"] == pytest.approx(settings["temperature"], rel=1e-3)
+    model = PreferenceModel.from_pretrained(tmp_path / "export")
+    found = model.compare(["Say yes."] * 2, ["Yes, of course."] * 2, ["Yes, of"] * 2, languages=["de", "xx"])
+    odds = [math.log(row["a"] / row["b"]) for row in found]
+    assert odds[0] * again["languages"]["de"] == pytest.approx(odds[1] * again["temperature"], rel=1e-4)
 
 
 def test_eval_py_refuses_rows_that_were_trained_on(reference):
@@ -367,7 +445,7 @@ def test_languages_are_told_apart_on_real_data(workplace):
     command = [sys.executable, "eval.py", "--model", str(workplace / "languages")]
     result = subprocess.run(command, cwd=ROOT, text=True, env=ENVIRONMENT, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr
-    metrics = json.loads((workplace / "languages/evaluation/metrics.json").read_text())
+    metrics = json.loads((workplace / "languages/evaluation/report/metrics.json").read_text())
     assert metrics["overall"]["accuracy"] == logged["accuracy"]
     assert metrics["overall"]["macro_f1"] == logged["macro_f1"]
     assert sum(part["n"] for part in metrics["by_class"].values()) == logged["n"]

@@ -749,4 +749,5 @@ def test_equal_responses_are_read():
 
 def test_the_names_of_the_forms():
     assert {name: form.task for name, form in FORMS.items()} == dict.fromkeys(
-        ("pair", "conversations", "orca", "chosen", "completions"), PREFERENCE) | {"classification": CLASSIFICATION}
+        ("pair", "conversations", "orca", "chosen", "completions", "round_robin"), PREFERENCE) | {
+        "classification": CLASSIFICATION}

@@ -11,7 +11,7 @@ from pm.errors import UserError
 
 @pytest.mark.parametrize(("name", "code"), [
     ("en", "en"), ("EN", "en"), ("English", "en"), (" english\n", "en"), ("eng", "en"), ("eng_Latn", "en"),
-    ("arb_Arab", "ar"), ("ara", "ar"), ("zho-Hans", "zh"), ("cmn_Hant", "zh"), ("zh-Hant-TW", "zh-tw"),
+    ("arb_Arab", "ar"), ("ara", "ar"), ("zho-Hans", "zh"), ("cmn_Hant", "zh-hant"), ("zh-Hant-TW", "zh-hant-tw"),
     ("pt_BR", "pt-br"), ("pt-br", "pt-br"), ("Portuguese", "pt"), ("farsi", "fa"), ("pes", "fa"), ("Persian", "fa"),
     ("ca", "ca"), ("Swahili", "swahili"), ("swh_Latn", "swh"), ("en_", "en"), ("en--US", "en-us"), ("5", "5"),
 ])
@@ -35,6 +35,7 @@ def test_the_languages_of_the_sample_are_known_by_each_of_their_names():
 
 @pytest.mark.parametrize(("name", "code"), [
     ("es_train", "es"), ("es", "es"), ("spa", "es"), ("arb_Arab", "ar"), ("zh_Hans", "zh"), ("zh-Hant-TW", "zh"),
+    ("zho_Hant", "zh-hant"),
     ("pt_BR", "pt"), ("en-US", "en"), ("ca_train", "ca"), ("hu_test", "hu"), ("id", "id"), ("deu_Latn_test", "de"),
 ])
 def test_a_split_or_a_config_is_named_after_a_language(name, code):

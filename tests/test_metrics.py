@@ -6,22 +6,32 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pm import report
-from pm.metrics import by, by_class, evaluation, f1, mean_interval, summarise
+from pm.intervals import means
+from pm.metrics import by_class, difference, evaluation, f1, ranks, summarise, surest_mistakes
 
 A, B, TIE = {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 0.5}
 
 
-def row(ab, ba, target=A, group="g", language="en", characters=(10, 10), source="s", kind="k") -> dict:
+def row(ab, ba, target=A, group="g", language="en", characters=(10, 10), source="s", kind="k", **others) -> dict:
     """A prediction. `ab` and `ba`: logits of the classes, read in the order A, B and in the order B, A."""
     return {"logits_ab": list(ab), "logits_ba": list(ba), "target": target, "group": group, "language": language,
-            "characters_a": characters[0], "characters_b": characters[1], "source": source, "kind": kind}
+            "characters_a": characters[0], "characters_b": characters[1], "source": source, "kind": kind,
+            "markdown_a": 0, "markdown_b": 0, "tokens": 100, "tokens_cut": 0, "temperature": 1.0, "content": "c",
+            "content_a": "x", "content_b": "y", "prompt_key": group} | others
 
 
 def sure(target=A, verdict=A, **columns) -> dict:
     """A prediction with the same verdict in both orders, a margin of 1."""
     return row(verdict.values(), verdict.values(), target, **columns)
+
+
+def mean_interval(values: np.ndarray, groups: np.ndarray) -> list[float]:
+    """Of a mean over rows that all count."""
+    every = np.ones(len(values), dtype=bool)
+    return means({"": (values, every)}, np.unique(groups, return_inverse=True)[1], ())[""][1]
 
 
 #   margins of a over b:  A, B | B, A | mean    verdict
@@ -110,7 +120,7 @@ def test_a_model_that_always_says_a_scores_the_share_of_a():
 def test_longer_wins_is_the_accuracy_of_the_longer_response():
     rows = [sure(A, characters=(9, 5)), sure(A, characters=(5, 9)), sure(B, characters=(5, 9)),
             sure(A, characters=(7, 7)), sure(TIE, characters=(9, 5))]
-    assert summarise(rows)["longer_wins"] == (1 + 0 + 1 + 0.5) / 4
+    assert summarise(rows)["shortcuts"]["longer"]["accuracy"] == (1 + 0 + 1 + 0.5) / 4
 
 
 # Three classes
@@ -166,7 +176,7 @@ def text(target: str | dict, found: str | tuple, group="g", language="en") -> di
     target = {name: float(name == target) for name in NAMES} if isinstance(target, str) else target
     logits = [float(name == found) for name in NAMES] if isinstance(found, str) else list(found)
     return {"logits": logits, "target": target, "group": group, "language": language, "source": "s", "kind": "",
-            "characters_a": 5}
+            "characters_a": 5, "tokens": 100, "tokens_cut": 0, "temperature": 1.0, "content": "c"}
 
 
 #         neg   neu   pos   odd   found
@@ -188,7 +198,7 @@ def test_numbers_of_a_classification():
     assert summary["macro_f1"] == pytest.approx((2 / 3 + 1 / 3 + 1) / 3)
     low, high = summary["accuracy_interval"]
     assert 0 <= low < 0.6 < high <= 1
-    assert not {"flip_rate", "n_ties", "longer_wins"} & summary.keys()
+    assert not {"flip_rate", "n_ties", "shortcuts"} & summary.keys()
 
 
 def test_a_classification_by_class():
@@ -217,7 +227,8 @@ def test_a_soft_target_is_of_its_most_probable_class():
 
 def test_an_evaluation_of_a_classification_has_its_languages():
     found = evaluation(TEXTS)
-    assert set(found) == {"overall", "by_language", "by_source", "by_kind", "by_class", "confusion"}
+    assert set(found) == {"overall", "by_language", "by_source", "by_kind", "by_length", "by_class", "confusion",
+                          "reliability", "lengths"}
     assert [(language, part["n"], part["accuracy"], part["most_common"])
             for language, part in found["by_language"].items()] == [
         ("en", 7, 5 / 7, 4 / 7), ("de", 3, 1 / 3, 2 / 3)]
@@ -237,43 +248,283 @@ def test_an_evaluation_can_be_written():
         assert json.loads(json.dumps(evaluation(predictions))) == evaluation(predictions)
 
 
+# Probabilities
+
+
+def says(probability: float, target=A, **columns) -> dict:
+    """A prediction that gives a this probability against b."""
+    margin = math.log(probability / (1 - probability))
+    return row((margin, 0), (margin, 0), target, **columns)
+
+
+def test_brier_is_the_squared_error_summed_over_the_classes():
+    rows = [says(0.8, A), says(0.8, B), says(0.6, {"a": 0.75, "b": 0.25}), says(0.5, TIE)]
+    assert summarise(rows)["brier"] == pytest.approx((2 * 0.2**2 + 2 * 0.8**2 + 2 * 0.15**2 + 0) / 4)
+
+
+def test_brier_of_three_classes():
+    rows = [row((0, 0, 0), (0, 0, 0), A3), row((0, 0, 0), (0, 0, 0), {"a": 0.5, "b": 0.25, "tie": 0.25}),
+            row((math.log(2), 0, 0), (math.log(2), 0, 0), TIE3)]  # 1/2, 1/4, 1/4
+    assert summarise(rows)["brier"] == pytest.approx((6 / 9 + (1 / 36 + 2 / 144) + (1 / 4 + 1 / 16 + 9 / 16)) / 3)
+
+
+def test_brier_of_texts():
+    # e / (e + 3) = 0.475367 and three times 0.174878; six are right
+    right, wrong = 0.524633**2 + 3 * 0.174878**2, 0.475367**2 + 0.825122**2 + 2 * 0.174878**2
+    assert summarise(TEXTS)["brier"] == pytest.approx((6 * right + 4 * wrong) / 10, abs=1e-5)
+
+
+def test_calibration_error_by_hand():
+    """Bins of 0.05 from 0.5: three rows from 0.8 to 0.85, of which two are right; one from 0.6 to 0.65, wrong."""
+    rows = [says(0.81, A), says(0.18, B), says(0.84, B), says(0.62, B)]
+    found = evaluation(rows)
+    assert found["reliability"] == {"before": [
+        {"n": 1, "confidence": pytest.approx(0.62), "outcome": 0.0},
+        {"n": 3, "confidence": pytest.approx((0.81 + 0.82 + 0.84) / 3), "outcome": pytest.approx(2 / 3)}]}
+    assert found["overall"]["ece"] == pytest.approx((0.62 + abs(0.81 + 0.82 + 0.84 - 2)) / 4)
+
+
+def test_errors_of_one_bin_cancel_and_those_of_two_add_up():
+    assert summarise([says(0.76, A), says(0.76, A), says(0.76, A), says(0.72, B)])["ece"] == pytest.approx(
+        (3 * 0.24 + 0.72) / 4)
+    assert summarise([says(0.76, A), says(0.76, A), says(0.76, A), says(0.76, B)])["ece"] == pytest.approx(0.01)
+
+
+def test_calibration_error_of_three_classes_by_hand():
+    """Bins of 1/15 from 1/3: logits ln 3, ln 2, 0 are 1/2, 1/3, 1/6; ln 8, 0, 0 are 0.8, 0.1, 0.1."""
+    half, sure = (math.log(3), math.log(2), 0), (0, 0, math.log(8))
+    found = evaluation([row(half, half, A3), row(half, half, B3), row(half, half, TIE3), row(sure, sure, TIE3)])
+    assert found["reliability"]["before"] == [
+        {"n": 3, "confidence": pytest.approx(1 / 2), "outcome": pytest.approx(1 / 3)},
+        {"n": 1, "confidence": pytest.approx(0.8), "outcome": 1.0}]
+    assert found["overall"]["ece"] == pytest.approx((3 * (1 / 2 - 1 / 3) + 0.2) / 4)
+
+
+def test_classes_that_are_equally_probable_share_the_outcome():
+    found = evaluation([row((0, 0), (0, 0), A), row((2, 0), (0, 2), B)])
+    assert found["reliability"]["before"] == [{"n": 2, "confidence": 0.5, "outcome": 0.5}]
+    assert found["overall"]["ece"] == 0
+    two, all_three = (math.log(2), math.log(2), 0), (0, 0, 0)  # 2/5, 2/5, 1/5, and 1/3 each
+    found = evaluation([row(two, two, A3), row(two, two, TIE3), row(all_three, all_three, B3)])
+    assert found["reliability"]["before"] == [
+        {"n": 1, "confidence": pytest.approx(1 / 3), "outcome": pytest.approx(1 / 3)},
+        {"n": 2, "confidence": pytest.approx(2 / 5), "outcome": 0.25}]
+
+
+def test_the_outcome_of_a_soft_target_is_its_probability():
+    rows = [says(0.77, {"a": 0.7, "b": 0.3}), says(0.23, {"a": 0.5, "b": 0.5})]
+    assert evaluation(rows)["reliability"]["before"] == [
+        {"n": 2, "confidence": pytest.approx(0.77), "outcome": pytest.approx(0.6)}]
+
+
+def test_the_surest_probabilities_are_in_the_last_bin():
+    found = evaluation([row((5000, 0), (5000, 0), A), says(0.96, A)])
+    assert found["reliability"]["before"] == [{"n": 2, "confidence": pytest.approx(0.98), "outcome": 1.0}]
+
+
+def test_the_interval_of_a_calibration_error_is_that_of_its_only_bin():
+    """All say 0.93 and 70 % are right: an error of 0.23, with the width that the share of right ones has."""
+    rows = [says(0.93, A if number % 10 < 7 else B, group=str(number)) for number in range(400)]
+    summary = summarise(rows)
+    assert summary["ece"] == pytest.approx(0.23)
+    assert summary["ece_interval"] == pytest.approx([0.23 - 0.045, 0.23 + 0.045], abs=0.005)
+    low, high = summary["accuracy_interval"]
+    assert summary["ece_interval"][1] - summary["ece_interval"][0] == pytest.approx(high - low, abs=0.01)
+
+
+def test_no_interval_of_a_calibration_error_of_one_group():
+    assert summarise([says(0.9, A), says(0.6, B)])["ece_interval"] is None
+
+
+# Temperatures
+
+
+@pytest.mark.parametrize("predictions", [FOUR, THREE, TEXTS], ids=["two", "three", "texts"])
+def test_without_temperatures_nothing_is_calibrated(predictions):
+    assert not [name for name in summarise(predictions) if "calibrated" in name]
+    assert list(evaluation(predictions)["reliability"]) == ["before"]
+
+
+def divided(prediction: dict, temperature: float) -> dict:
+    return prediction | {name: [logit / temperature for logit in logits] for name, logits in prediction.items()
+                         if name.startswith("logits")}
+
+
+@pytest.mark.parametrize("predictions", [FOUR, THREE, TEXTS], ids=["two", "three", "texts"])
+def test_calibrated_numbers_are_those_of_divided_logits(predictions):
+    predictions = [one | {"group": str(number // 2)} for number, one in enumerate(predictions)]
+    temperatures = [1.0, 2.0, 0.25, 4.0] * 3
+    pairs = list(zip(predictions, temperatures, strict=False))
+    found = evaluation([one | {"temperature": temperature} for one, temperature in pairs])
+    wanted = evaluation([divided(one, temperature) for one, temperature in pairs])
+    for name in ("log_loss", "brier", "ece"):
+        for ending in ("", "_interval"):
+            assert found["overall"][f"{name}_calibrated{ending}"] == wanted["overall"][f"{name}{ending}"]
+    assert found["reliability"]["after"] == wanted["reliability"]["before"]
+
+
+@pytest.mark.parametrize("predictions", [FOUR, THREE, TEXTS], ids=["two", "three", "texts"])
+def test_temperatures_leave_the_other_numbers_as_they_are(predictions):
+    found = summarise([one | {"temperature": 2.0} for one in predictions])
+    assert {name: value for name, value in found.items() if "_calibrated" not in name} == summarise(predictions)
+
+
+def test_a_single_temperature_is_enough_for_calibrated_numbers():
+    parts = evaluation([sure(language="en"), sure(language="de", temperature=2.0)])["by_language"]
+    assert parts["en"]["log_loss_calibrated"] == parts["en"]["log_loss"] == pytest.approx(0.3132617)
+    assert parts["de"]["log_loss_calibrated"] == pytest.approx(0.4740770)  # ln(1 + e^-0.5)
+
+
+# AUC
+
+
+def auc_one_by_one(margins: list[float]) -> float:
+    """Each row as (a, b) and as (b, a): how often a better one is above a worse one."""
+    pairs = [(better, -worse) for better in margins for worse in margins]
+    return sum((better > worse) + (better == worse) / 2 for better, worse in pairs) / len(pairs)
+
+
+def drawn(count: int, seed: int = 0, rows_of_a_group: int = 1) -> list[dict]:
+    """Predictions that are mostly right, with margins of halves, so that some are equal and some even."""
+    random_state = np.random.default_rng(seed)
+    result = []
+    for number in range(count):
+        target = A if random_state.random() < 0.5 else B
+        margin = round(2 * (random_state.normal(0.7, 1.5))) / 2 * (1 if target is A else -1)
+        other = round(random_state.normal()) / 2
+        result.append(row((margin + other, 0), (margin - other, 0), target, group=str(number // rows_of_a_group)))
+    return result
+
+
+def margins_of_the_better(rows: list[dict]) -> list[float]:
+    return [(one["logits_ab"][0] + one["logits_ba"][0]) / 2 * (1 if one["target"] is A else -1) for one in rows]
+
+
+def test_auc_by_hand():
+    # The better responses' margins are 1, -2 and 3: sums above 0 are 1 + 1, 1 + 3 (twice), -2 + 3 (twice) and 3 + 3
+    rows = [row((1, 0), (1, 0), A), row((2, 0), (2, 0), B), row((0, 3), (0, 3), B)]
+    assert summarise(rows)["auc"] == pytest.approx(6 / 9)
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 101])
+def test_auc_is_that_of_all_pairs_of_rows(count):
+    rows = drawn(count)
+    assert summarise(rows)["auc"] == pytest.approx(auc_one_by_one(margins_of_the_better(rows)))
+
+
+def test_auc_is_the_area_under_the_curve_of_rows_both_ways_round():
+    sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    rows = drawn(200)
+    margins = np.array([(one["logits_ab"][0] + one["logits_ba"][0]) / 2 for one in rows])
+    labels = np.array([one["target"] is A for one in rows])
+    assert summarise(rows)["auc"] == pytest.approx(
+        sklearn.roc_auc_score(np.concatenate([labels, ~labels]), np.concatenate([margins, -margins])))
+
+
+def test_auc_of_models_that_are_always_right_wrong_or_even():
+    assert summarise([sure(A), sure(B, B)])["auc"] == 1.0
+    assert summarise([sure(A, B), sure(B, A)])["auc"] == 0.0
+    assert summarise([row((0, 0), (0, 0), A), row((1, 0), (0, 1), B)])["auc"] == 0.5
+
+
+def test_auc_of_a_model_that_always_says_a_is_even():
+    assert summarise([sure(A, A), sure(B, A)])["auc"] == 0.5
+
+
+def test_auc_leaves_ties_out():
+    rows = drawn(20)
+    assert summarise([*rows, sure(TIE, A), sure(TIE, B)])["auc"] == summarise(rows)["auc"]
+    assert summarise([sure(TIE, A)])["auc"] is summarise([sure(TIE, A)])["auc_interval"] is None
+
+
+def test_auc_of_a_part_is_of_its_rows_alone():
+    rows = [one | {"language": "de" if number % 3 else "en"} for number, one in enumerate(drawn(30))]
+    for language, part in evaluation(rows)["by_language"].items():
+        assert part["auc"] == summarise([one for one in rows if one["language"] == language])["auc"]
+
+
+@pytest.mark.parametrize("rows_of_a_group", [1, 4])
+def test_the_interval_of_auc_is_that_of_a_plain_bootstrap(rows_of_a_group):
+    rows = drawn(120, 3, rows_of_a_group)
+    margins, groups = np.array(margins_of_the_better(rows)), np.array([int(one["group"]) for one in rows])
+    above = (np.sign(margins[:, None] + margins[None]) + 1) / 2
+    random_state, count = np.random.default_rng(5), groups.max() + 1
+    aucs = []
+    for _ in range(3000):
+        times = np.bincount(random_state.integers(count, size=count), minlength=count)[groups]
+        aucs.append(times @ above @ times / times.sum() ** 2)
+    low, high = np.percentile(aucs, (2.5, 97.5))
+    assert summarise(rows)["auc_interval"] == pytest.approx([low, high], abs=0.15 * (high - low))
+
+
+def test_the_interval_of_auc_stays_within_0_and_1():
+    rows = [row((5, 0), (5, 0), A, group=str(number)) for number in range(5)] + [row((1, 0), (1, 0), B, group="5")]
+    summary, other = summarise(rows), summarise([one | {"target": B if one["target"] is A else A} for one in rows])
+    assert (summary["auc"], summary["auc_interval"][1]) == (pytest.approx(35 / 36), 1.0)
+    assert (other["auc"], other["auc_interval"][0]) == (pytest.approx(1 / 36), 0.0)
+
+
+# Shortcuts
+
+
+def test_more_markdown_wins_is_the_accuracy_of_the_response_with_more_signs():
+    rows = [sure(A, markdown_a=3), sure(A, markdown_b=1), sure(B, markdown_b=2), sure(A, markdown_a=2, markdown_b=2),
+            sure(TIE, markdown_a=9)]
+    found = summarise(rows)["shortcuts"]["more_markdown"]
+    assert (found["n"], found["accuracy"]) == (4, (1 + 0 + 1 + 0.5) / 4)
+
+
+def test_always_a_is_the_share_of_a():
+    found = summarise([sure(A), sure(A), sure(B), sure(A), sure(TIE)])["shortcuts"]["always_a"]
+    assert (found["n"], found["accuracy"]) == (4, 3 / 4)
+
+
+def test_a_shortcut_is_compared_with_the_model_on_the_same_rows():
+    """Longer: right, right, wrong, even. The model: right, wrong, right, right."""
+    rows = [sure(A, A, characters=(9, 5)), sure(A, B, characters=(9, 5)), sure(A, A, characters=(5, 9)),
+            sure(B, B, characters=(5, 5)), sure(TIE, A, characters=(9, 5))]
+    rows = [one | {"group": str(number)} for number, one in enumerate(rows)]
+    found = summarise(rows)["shortcuts"]["longer"]
+    assert (found["accuracy"], found["difference"]) == ((1 + 1 + 0 + 0.5) / 4, (0 - 1 + 1 + 0.5) / 4)
+    low, high = found["difference_interval"]
+    assert low < 0 < high
+
+
+def test_the_interval_of_a_paired_difference_is_that_of_the_rows_differences():
+    rows = [one | {"characters_a": number % 4} for number, one in enumerate(drawn(60, rows_of_a_group=2))]
+    rows = [one | {"characters_b": 2} for one in rows]
+    right = (np.sign(margins_of_the_better(rows)) + 1) / 2
+    longer = np.array([(1 + np.sign(one["characters_a"] - 2) * (1 if one["target"] is A else -1)) / 2 for one in rows])
+    groups = np.array([one["group"] for one in rows])
+    found = summarise(rows)["shortcuts"]["longer"]
+    assert (found["accuracy"], found["accuracy_interval"]) == (
+        pytest.approx(longer.mean()), pytest.approx(mean_interval(longer, groups)))
+    assert (found["difference"], found["difference_interval"]) == (
+        pytest.approx((right - longer).mean()), pytest.approx(mean_interval(right - longer, groups)))
+
+
+def test_shortcuts_of_rows_are_log_odds_and_rows_without_are_left_out():
+    rows = [sure(A, A, shortcuts={"n_grams": 2.0, "prompt_only": -1.0}), sure(B, A, shortcuts={"n_grams": -1.0}),
+            sure(A, A), sure(A, A, shortcuts={"n_grams": 0.0}), sure(TIE, A, shortcuts={"n_grams": 1.0})]
+    found = summarise(rows)["shortcuts"]
+    assert list(found) == ["longer", "more_markdown", "always_a", "n_grams", "prompt_only"]
+    assert (found["n_grams"]["n"], found["prompt_only"]["n"], found["longer"]["n"]) == (3, 1, 4)
+    assert found["n_grams"]["accuracy"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert found["n_grams"]["difference"] == pytest.approx((0 - 1 + 0.5) / 3)
+    assert (found["prompt_only"]["accuracy"], found["prompt_only"]["difference"]) == (0.0, 1.0)
+
+
+def test_a_part_without_rows_of_a_shortcut_has_no_number_of_it():
+    rows = [sure(A, language="en", shortcuts={"n_grams": 2.0}), sure(A, language="de")]
+    assert evaluation(rows)["by_language"]["de"]["shortcuts"]["n_grams"] == {
+        "n": 0, "accuracy": None, "accuracy_interval": None, "difference": None, "difference_interval": None}
+
+
 # Intervals
 
 
 def test_no_interval_for_one_group():
     assert summarise([sure(A), sure(B)])["accuracy_interval"] is None
-
-
-def test_no_mean_of_no_values():
-    assert mean_interval(np.array([]), np.array([])) == (None, None)
-
-
-def test_wilson_where_all_are_right_or_all_wrong():
-    # z^2 = 3.841459: n / (n + z^2) of n = 10
-    groups = np.array(list("abcdefghij"))
-    mean, interval = mean_interval(np.ones(10), groups)
-    assert (mean, interval) == (1.0, pytest.approx([0.7224672, 1.0]))
-    mean, interval = mean_interval(np.zeros(10), groups)
-    assert (mean, interval) == (0.0, pytest.approx([0.0, 0.2775328]))
-
-
-def test_wilson_counts_groups_and_not_rows():
-    _, interval = mean_interval(np.ones(20), np.array(list("abcdefghij") * 2))
-    assert interval == pytest.approx([0.7224672, 1.0])
-
-
-def test_interval_of_independent_rows_is_near_the_normal_one():
-    values = np.array([1.0, 0.0] * 200)
-    mean, (low, high) = mean_interval(values, np.arange(400))
-    assert mean == 0.5
-    assert (low, high) == pytest.approx((0.5 - 0.049, 0.5 + 0.049), abs=0.006)
-
-
-def test_interval_is_wider_where_rows_are_clustered():
-    values = np.array([1.0] * 50 + [0.0] * 50)
-    _, alone = mean_interval(values, np.arange(100))
-    _, clustered = mean_interval(values, np.arange(100) // 10)  # ten groups, each all right or all wrong
-    assert clustered[1] - clustered[0] > 2 * (alone[1] - alone[0])
 
 
 def test_interval_is_the_same_each_time_and_in_any_order():
@@ -296,110 +547,313 @@ def test_interval_holds_the_mean():
 
 def test_parts_add_up_and_the_largest_comes_first():
     rows = [sure(language=language) for language in ("de", "en", "en", "ar", "de", "en")]
-    parts = by(rows, "language")
+    parts = evaluation(rows)["by_language"]
     assert [(value, part["n"]) for value, part in parts.items()] == [("en", 3), ("de", 2), ("ar", 1)]
     assert sum(part["n"] for part in parts.values()) == len(rows)
 
 
 def test_equally_large_parts_come_by_name():
-    assert list(by([sure(language=language) for language in ("fr", "ar", "de")], "language")) == ["ar", "de", "fr"]
+    rows = [sure(language=language) for language in ("fr", "ar", "de")]
+    assert list(evaluation(rows)["by_language"]) == ["ar", "de", "fr"]
 
 
 def test_each_part_has_its_own_accuracy():
-    parts = by([sure(A, language="en"), sure(B, language="de"), sure(A, language="en")], "language")
+    rows = [sure(A, language="en"), sure(B, language="de"), sure(A, language="en")]
+    parts = evaluation(rows)["by_language"]
     assert (parts["en"]["accuracy"], parts["de"]["accuracy"]) == (1.0, 0.0)
 
 
-# The table
-
-TWO_LANGUAGES = [sure(A, group="1", characters=(9, 5)), sure(B, group="2", characters=(9, 5)),
-                 row((2, 0), (0, 1), A, group="3", language="de", characters=(5, 9))]
-
-
-def numbers(table: str) -> list[str]:
-    """The lines of a table of comparisons, without the legend."""
-    return table.rpartition("\n\naccuracy: both orders averaged;")[0].splitlines()
+def test_lengths_are_in_their_own_order():
+    tokens = [4097, 128, 1, 129, 129, 129, 9000, 4096]
+    parts = evaluation([sure(tokens=count) for count in tokens])["by_length"]
+    assert [(value, part["n"]) for value, part in parts.items()] == [
+        ("1 to 128", 2), ("129 to 256", 3), ("2049 to 4096", 1), ("over 4096", 2)]
 
 
-def test_table_has_a_line_for_all_and_one_per_language():
-    lines = numbers(report.table(evaluation(TWO_LANGUAGES)))
-    cells = [line.split() for line in lines]
-    assert lines[0].split("  ")[-1] == "longer wins"
-    assert cells[1][:3] == ["all", "3", "0.667"]
-    assert cells[1][-5:] == ["0.500", "0.700", "0.333", "0.667", "0.333"]
-    assert cells[2] == []
-    assert cells[3][:6] == ["language", "en", "2", "0.500", "[0.000,", "1.000]"]
-    assert cells[3][6:] == ["0.500", "0.813", "0.000", "0.500", "0.500"]
-    assert cells[4] == ["language", "de", "1", "1.000", "-", "0.500", "0.474", "1.000", "1.000", "0.000"]
-    assert len(lines) == 5  # a single source and a single kind have no lines of their own
+def test_length_differences_are_those_of_the_better_response():
+    #      better half     equal       better longer  double         half, b     tie         shorter, b
+    rows = [sure(A, characters=(4, 10)), sure(A, characters=(10, 10)), sure(A, characters=(15, 10)),
+            sure(A, characters=(21, 10)), sure(B, characters=(10, 4)), sure(TIE, characters=(90, 1)),
+            sure(B, characters=(10, 7)), sure(B, characters=(100, 95)), sure(A, characters=(1, 0))]
+    parts = evaluation(rows)["by_length_difference"]
+    assert [(value, part["n"]) for value, part in parts.items()] == [
+        ("better under half", 2), ("better shorter", 1), ("about equal", 2), ("better longer", 1),
+        ("better over double", 2), ("tie", 1)]
+    assert parts["tie"]["accuracy"] is None
+    assert "by_length_difference" not in evaluation(TEXTS)
 
 
-def test_table_is_aligned_and_fits_a_terminal():
-    rows = [sure(A if number % 3 else B, group=str(number), language=f"l{number % 4}", source=f"s{number % 2}")
-            for number in range(1200)]
-    lines = [line for line in numbers(report.table(evaluation(rows))) if line]
-    assert len(lines) == 1 + 1 + 4 + 2
-    assert {len(line) for line in lines} == {len(lines[0])}
-    assert len(lines[0]) <= 100
-    assert "1,200" in lines[1]
-    ends = [lines[0].index(title) + len(title) for title in ("accuracy", "95 % interval", "log-loss", "flips")]
-    for line in lines[1:]:
-        assert all(line[end - 1] != " " and line[end] == " " for end in ends)
+def test_dimensions_can_be_crossed():
+    rows = [sure(A, A, language="en", kind="x"), sure(A, B, language="de", kind="y"),
+            sure(A, A, language="de", kind="y"), sure(A, A, language="de", kind="x", tokens=900)]
+    found = evaluation(rows, [("language", "kind"), ("kind", "length", "language")])
+    assert [(value, part["n"], part["accuracy"]) for value, part in found["by_language,kind"].items()] == [
+        ("de, y", 2, 0.5), ("de, x", 1, 1.0), ("en, x", 1, 1.0)]
+    assert list(found["by_kind,length,language"]) == ["y, 1 to 128, de", "x, 1 to 128, en", "x, 513 to 1024, de"]
 
 
-def test_table_has_dashes_where_there_is_no_number():
-    table = numbers(report.table(evaluation([row((1, 0), (1, 0), TIE)])))
-    assert table[1].split() == ["all", "1", "-", "-", "-", "0.813", "0.000", "0.500", "-"]
+def test_crossed_lengths_are_in_their_own_order():
+    rows = [sure(A, characters=(30, 10), tokens=900), sure(A, characters=(30, 10)), sure(A, characters=(30, 10)),
+            sure(A, characters=(1, 10))]
+    assert list(evaluation(rows, [("length", "length_difference")])["by_length,length_difference"]) == [
+        "1 to 128, better under half", "1 to 128, better over double", "513 to 1024, better over double"]
 
 
-def test_table_says_what_its_columns_mean():
-    two, three = (report.table(evaluation(rows)) for rows in (FOUR, THREE))
-    assert two.endswith("longer wins: accuracy of that rule. Ties are in no accuracy.")
-    assert three.endswith("Ties are in no accuracy but\n'with ties', where the most probable of a, b and tie must be "
-                          "the label.")
-    assert max(map(len, [*two.splitlines(), *three.splitlines()])) <= 120
+# Two models
 
 
-def test_table_of_three_classes():
-    lines = [line.split("  ") for line in numbers(report.table(evaluation(THREE)))]
-    assert [cell.strip() for cell in lines[0] if cell] == [
-        "n", "accuracy", "95 % interval", "with ties", "one order", "log-loss", "flips", "first", "longer wins"]
-    assert [cell.strip() for cell in lines[1] if cell] == [
-        "all", "6", "0.750", "-", "0.333", "0.750", "1.805", "0.500", "0.292", "0.500"]
-    assert len(lines) == 2
+def contents(rows: list[dict], names: str) -> list[dict]:
+    return [one | {"content": name, "group": name} for one, name in zip(rows, names, strict=True)]
 
 
-def test_table_of_a_classification():
-    lines = report.table(evaluation(TEXTS)).splitlines()
-    interval = evaluation(TEXTS)["overall"]["accuracy_interval"]
-    assert [line.split() for line in lines[:2]] == [
-        ["n", "accuracy", "95", "%", "interval", "macro-F1", "log-loss", "most", "common"],
-        ["all", "10", "0.600", f"[{interval[0]:.3f},", f"{interval[1]:.3f}]", "0.667", "1.144", "0.400"]]
-    assert lines[2] == ""
-    assert [line.split()[:4] for line in lines[3:5]] == [["language", "en", "7", "0.714"],
-                                                         ["language", "de", "3", "0.333"]]
-    assert lines[5] == ""
-    assert [line.split() for line in lines[6:11]] == [
-        ["class", "n", "precision", "recall", "F1"],
-        ["neg", "4", "0.600", "0.750", "0.667"],
-        ["neu", "4", "0.500", "0.250", "0.333"],
-        ["pos", "2", "1.000", "1.000", "1.000"],
-        ["odd", "0", "0.000", "0.000", "0.000"]]
-    assert lines[11:] == ["", "taken most often for another class: neu → neg (2), neg → neu (1), neu → odd (1)"]
+def test_a_difference_is_that_of_the_first_to_the_second():
+    one = contents([sure(A, A), sure(A, A), sure(A, A), sure(B, A)], "pqrs")
+    other = contents([sure(A, B), sure(A, A), sure(A, B), sure(B, A)], "pqrs")
+    found = difference(one, other)
+    assert (found["n"], found["n_alone"]) == (4, 0)
+    assert (found["accuracy"], found["accuracy_single_order"], found["flip_rate"]) == (0.5, 0.5, 0.0)
+    assert found["log_loss"] == pytest.approx(-2 / 4)  # ln(1 + e^-1) - ln(1 + e), twice
+    assert difference(other, one)["accuracy"] == -0.5
 
 
-def test_table_of_a_classification_without_an_error():
-    assert report.table(evaluation([text("neg", "neg")])).endswith("no row was taken for another class")
+def test_the_interval_of_a_difference_is_that_of_the_rows_differences():
+    one, other = drawn(80, 1, rows_of_a_group=2), drawn(80, 2)
+    pairs = [(first | {"content": str(number)}, first | {"content": str(number), "logits_ab": second["logits_ab"],
+                                                         "logits_ba": second["logits_ba"]})
+             for number, (first, second) in enumerate(zip(one, other, strict=True))]
+    one, other = zip(*pairs, strict=True)
+    right, others_right = ((np.sign(margins_of_the_better(rows)) + 1) / 2 for rows in (one, other))
+    mean, interval = (right - others_right).mean(), mean_interval(right - others_right, [row["group"] for row in one])
+    found = difference(one, other)
+    assert (found["accuracy"], found["accuracy_interval"]) == (pytest.approx(mean), pytest.approx(interval))
+    low, high = found["accuracy_interval"]
+    assert low < mean < high
 
 
-def test_short_of_a_classification_is_one_line():
-    interval = summarise(TEXTS)["accuracy_interval"]
-    assert report.short(summarise(TEXTS)) == (
-        f"accuracy 0.600 [{interval[0]:.3f}, {interval[1]:.3f}]  log-loss 1.144  macro-F1 0.667  (most common class "
-        "0.400, n 10)")
+def test_rows_are_joined_by_their_texts():
+    one = contents([sure(A, A), sure(A, A), sure(B, A)], "pqr")
+    other = contents([sure(B, B), sure(A, B), sure(A, A)], "rpx")
+    found = difference(one, other)
+    assert (found["n"], found["n_alone"]) == (2, 1)  # p and r
+    assert found["accuracy"] == ((1 - 0) + (0 - 1)) / 2
+    assert found["prefers_first"] == 0.0
 
 
-def test_short_is_one_line():
-    line = report.short(summarise(TWO_LANGUAGES))
-    assert "\n" not in line
-    assert line.startswith("accuracy 0.667 [0.000, 1.000]  log-loss 0.700  one order 0.500  flips 0.333")
+def test_texts_that_are_repeated_are_joined_in_their_order_and_once_each():
+    one = contents([sure(A, A), sure(A, B), sure(A, A)], "ppp")
+    other = contents([sure(A, A), sure(A, A)], "pp")
+    found = difference(one, other)
+    assert (found["n"], found["n_alone"], found["accuracy"]) == (2, 1, -0.5)
+    found = difference(other, one)
+    assert (found["n"], found["n_alone"], found["accuracy"]) == (2, 0, 0.5)
+    assert difference(contents([sure(A, A)], "p"), contents([sure(A, B), sure(A, A)], "pp"))["accuracy"] == 1.0
+
+
+def test_no_row_in_common_is_an_error():
+    with pytest.raises(ValueError, match="the two have no row in common"):
+        difference(contents([sure()], "p"), contents([sure()], "q"))
+    with pytest.raises(ValueError, match="the two have no row in common"):
+        difference(contents([sure()], "p"), [])
+
+
+def test_a_model_that_compares_has_no_difference_to_one_that_classifies():
+    with pytest.raises(ValueError, match="one compares responses and the other classifies texts"):
+        difference(FOUR, TEXTS)
+
+
+def test_a_difference_of_classifications():
+    other = [one | {"logits": [0.0, 1.0, 0.0, 0.0]} for one in TEXTS]  # always neu: 4 of 10
+    one = [row | {"content": str(number)} for number, row in enumerate(TEXTS)]
+    other = [row | {"content": str(number)} for number, row in enumerate(other)]
+    assert difference(one, other)["accuracy"] == pytest.approx(0.6 - 0.4)
+
+
+def test_calibrated_numbers_differ_where_both_are_calibrated():
+    one = contents([sure(A, temperature=2.0)], "p")
+    other = contents([sure(A, temperature=0.5)], "p")
+    assert difference(one, other)["log_loss"] == 0.0
+    # ln(1 + e^-0.5) - ln(1 + e^-2)
+    assert difference(one, other)["log_loss_calibrated"] == pytest.approx(0.4740770 - 0.1269280)
+    assert "log_loss_calibrated" not in difference(one, contents([sure(A)], "p"))
+
+
+# Mistakes
+
+
+def test_the_surest_mistakes_take_languages_in_turn():
+    rows = [says(0.6, B, id="1"), says(0.9, B, id="2"), says(0.99, A, id="3"), says(0.8, B, id="4"),
+            says(0.7, B, id="5", language="de"), says(0.2, A, id="6", language="de"),
+            says(0.55, B, id="7", language="fr")]
+    wanted = ["2", "6", "7", "4", "5", "1"]
+    assert [one["id"] for one in surest_mistakes(rows, 10)] == wanted
+    for most in range(len(wanted)):
+        assert [one["id"] for one in surest_mistakes(rows, most)] == wanted[:most]
+
+
+def test_right_verdicts_even_verdicts_and_ties_are_no_mistakes():
+    assert surest_mistakes([sure(A, A), row((1, 0), (0, 1), A), sure(TIE, A)], 10) == []
+
+
+def test_the_surest_mistake_is_that_of_calibrated_probabilities():
+    rows = [says(0.9, B, id="1", temperature=4.0), says(0.8, B, id="2")]
+    assert [one["id"] for one in surest_mistakes(rows, 2)] == ["2", "1"]
+
+
+# Rankings
+
+
+def pair(names: str, target=A, group="g", margin=1) -> dict:
+    return row((margin, 0), (margin, 0), target, content_a=names[0], content_b=names[1], group=group)
+
+
+def test_rankings_by_hand():
+    """In g verdicts are an order, which two labels of three agree with; in h a circle; i has two responses."""
+    rows = [pair("xy"), pair("yz"), pair("xz", B), pair("xy", group="h"), pair("yz", group="h"), pair("zx", group="h"),
+            pair("xy", group="i")]
+    found = ranks(rows)
+    assert found == evaluation(rows)["ranking"]
+    assert (found["n_prompts"], found["n_responses"], found["triples"], found["pairs"]) == (2, 6, 2, 6)
+    assert found["cycle_rate"] == 1 / 2
+    assert found["kendall_tau"] == pytest.approx((2 - 1) / 6)
+    assert found["cycle_rate_interval"] == [0.0, 1.0]
+    assert found["kendall_tau_interval"] == pytest.approx([0.0, 1 / 3])
+
+
+def test_kendalls_tau_of_labels_that_are_an_order():
+    # The labels x, y, z, w; the scores y, x, z, w: five pairs of six
+    labels = [pair("xy", A, margin=-1), *(pair(names) for names in ("xz", "xw", "yz", "yw", "zw"))]
+    assert ranks(labels)["kendall_tau"] == pytest.approx((5 - 1) / 6)
+
+
+def test_rankings_of_a_single_group_have_no_interval():
+    found = ranks([pair("xy"), pair("yz"), pair("xz")])
+    assert (found["cycle_rate"], found["cycle_rate_interval"]) == (0.0, None)
+    assert (found["kendall_tau"], found["kendall_tau_interval"]) == (1.0, None)
+
+
+def test_rankings_without_labels_or_without_triples_have_no_number_of_these():
+    found = ranks([pair("xy", TIE), pair("yz", TIE)])
+    assert (found["triples"], found["cycle_rate"], found["cycle_rate_interval"]) == (0, None, None)
+    assert (found["pairs"], found["kendall_tau"], found["kendall_tau_interval"]) == (0, None, None)
+
+
+def test_no_rankings_where_no_prompt_has_three_responses():
+    assert ranks(FOUR) is None
+    assert evaluation(FOUR)["ranking"] is None
+    assert "ranking" not in evaluation(TEXTS)
+
+
+# Which response is called a
+
+
+def swapped(prediction: dict) -> dict:
+    """The same comparison with the responses named the other way round."""
+    def turned(logits: list[float]) -> list[float]:
+        return [logits[1], logits[0], *logits[2:]]
+
+    turn = {"a": "b", "b": "a", "tie": "tie"}
+    columns = {name: prediction[f"{name[:-1]}{turn[name[-1]]}"]
+               for name in prediction if name.startswith(("content_", "characters_", "markdown_"))}
+    target = {label: prediction["target"][turn[label]] for label in prediction["target"]}
+    shortcuts = {name: -odds for name, odds in prediction["shortcuts"].items()}
+    return prediction | columns | {"logits_ab": turned(prediction["logits_ba"]), "shortcuts": shortcuts,
+                                   "logits_ba": turned(prediction["logits_ab"]), "target": target}
+
+
+@st.composite
+def comparisons(draw) -> list[dict]:
+    """Predictions of two classes or of three."""
+    classes = draw(st.integers(2, 3))
+    targets = [A, B, TIE, {"a": 0.75, "b": 0.25}] if classes == 2 else [A3, B3, TIE3, {"a": 0.2, "b": 0.3, "tie": 0.5}]
+    logits = st.lists(st.integers(-4, 4), min_size=classes, max_size=classes)
+    rows = []
+    for _ in range(draw(st.integers(1, 12))):
+        ab, ba = draw(logits), draw(logits)
+        if classes == 3:
+            ab[0] += 0.125  # a and b are never equal: the first one would be the most probable of three
+        a, b = draw(st.permutations("xyzw"))[:2]
+        rows.append(row(ab, ba, draw(st.sampled_from(targets)), content_a=a, content_b=b,
+                        characters=(draw(st.integers(0, 30)), draw(st.integers(0, 30))),
+                        markdown_a=draw(st.integers(0, 2)), markdown_b=draw(st.integers(0, 2)),
+                        group=draw(st.sampled_from("gh")), language=draw(st.sampled_from(["en", "de"])),
+                        temperature=draw(st.sampled_from([1.0, 2.0])),
+                        shortcuts=draw(st.sampled_from([{}, {"n_grams": 0.5}, {"n_grams": 0.0}, {"n_grams": -2.0}]))))
+    return rows
+
+
+def without_always_a(found: dict) -> dict:
+    """An evaluation without what depends on which response is called a."""
+    found = json.loads(json.dumps(found))
+    del found["orders"]
+    parts = [part for name, values in found.items() if name.startswith("by_") for part in values.values()]
+    for part in (found["overall"], *parts):
+        del part["shortcuts"]["always_a"]
+    return found
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(comparisons())
+def test_which_response_is_called_a_changes_no_number_but_always_a(rows):
+    here, there = evaluation(rows), evaluation([swapped(one) for one in rows])
+    assert without_always_a(there) == without_always_a(here)
+    share = here["overall"]["shortcuts"]["always_a"]["accuracy"]
+    if share is not None:
+        assert there["overall"]["shortcuts"]["always_a"]["accuracy"] == pytest.approx(1 - share)
+
+
+def test_auc_of_a_difference():
+    one, other = contents([sure(A, A), sure(B, B)], "pq"), contents([sure(A, B), sure(B, A)], "pq")
+    assert difference(one, other)["auc"] == 1.0
+
+
+def test_a_model_differs_from_itself_by_nothing():
+    rows = contents([sure(A, A if number % 3 else B, group=str(number)) for number in range(10)], "abcdefghij")
+    found = difference(rows, rows)
+    assert {name: found[name] for name in found if name.endswith("_interval")} == {
+        f"{name}_interval": [0.0, 0.0] for name in ("accuracy", "accuracy_single_order", "flip_rate", "prefers_first",
+                                                    "log_loss", "brier", "auc")}
+
+
+def test_a_difference_turned_round_has_the_interval_turned_round():
+    one, other = (contents([sure(A, verdict, group=str(number)) for number in range(10)], "abcdefghij")
+                  for verdict in (A, B))
+    low, high = difference(one, other)["accuracy_interval"]
+    assert difference(other, one)["accuracy_interval"] == [-high, -low]
+
+
+def test_a_shortcut_that_is_always_as_right_as_the_model_differs_by_nothing():
+    rows = [sure(A, A, characters=(9, 5), group=str(number)) for number in range(10)]
+    assert summarise(rows)["shortcuts"]["longer"]["difference_interval"] == [0.0, 0.0]
+
+
+def test_the_interval_of_the_calibration_error_holds_the_estimate_and_of_a_perfect_model_zero():
+    outside, above = 0, 0
+    for seed in range(40):
+        random_state = np.random.default_rng(seed)
+        p = random_state.uniform(0.02, 0.98, 400)
+        rows = [says(q, A if right else B, group=str(number))
+                for number, (q, right) in enumerate(zip(p, random_state.random(400) < p, strict=True))]
+        summary = summarise(rows)
+        low, high = summary["ece_interval"]
+        outside += not low <= summary["ece"] <= high
+        above += low > 0
+    assert outside == 0
+    assert above <= 5  # 2 in 40 are expected
+
+
+def test_lengths_are_compared_alike_both_ways_round():
+    rows = [sure(A, characters=characters) for characters in ((20, 10), (10, 20), (10, 9), (9, 10), (21, 10), (10, 21))]
+    assert {name: part["n"] for name, part in evaluation(rows)["by_length_difference"].items()} == {
+        "better under half": 1, "better shorter": 1, "about equal": 2, "better longer": 1, "better over double": 1}
+
+
+def test_the_surest_mistakes_of_three_classes_are_between_a_and_b():
+    rows = [row((0.1, 0, 9), (0.1, 0, 9), B3, id="sure of tie"), row((3, 0, 0), (3, 0, 0), B3, id="sure of a")]
+    assert surest_mistakes(rows, 1)[0]["id"] == "sure of a"
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_a_row_without_finite_logits_spoils_means_and_nothing_more():
+    rows = [sure(A, A, group="1"), row((math.nan, 0), (1, 0), A, group="2"), sure(B, A, group="3")]
+    found = evaluation(rows)
+    assert math.isnan(found["overall"]["accuracy"]) and found["overall"]["shortcuts"]["longer"]["accuracy"] == 0.5

@@ -172,9 +172,10 @@ def test_a_prediction_of_a_comparison_holds_both_orders(models):
     wanted = torch.tensor([first, ba]).mean(0).softmax(0).tolist()
     assert prediction.pop("probability") == pytest.approx(dict(zip(THREE, wanted, strict=True)), abs=1e-6)
     assert prediction == {
-        "id": "1", "content": text_hash("hello", "fox", "dog"), "group": "g", "language": "en", "source": "s",
-        "kind": "k", "tokens": rows[0]["tokens"], "tokens_cut": 0, "characters_a": 3, "characters_b": 3,
-        "target": {"a": 0.0, "b": 0.0, "tie": 1.0}}
+        "id": "1", "content": text_hash("hello", "fox", "dog"), "content_a": text_hash("fox"),
+        "content_b": text_hash("dog"), "prompt_key": rows[0]["prompt_key"], "group": "g", "language": "en",
+        "source": "s", "kind": "k", "tokens": rows[0]["tokens"], "tokens_cut": 0, "characters_a": 3, "characters_b": 3,
+        "markdown_a": 0, "markdown_b": 0, "target": {"a": 0.0, "b": 0.0, "tie": 1.0}, "temperature": 1.0}
 
 
 def test_a_prediction_of_texts_holds_its_logits(models):
@@ -187,9 +188,10 @@ def test_a_prediction_of_texts_holds_its_logits(models):
     wanted = torch.tensor(logits).softmax(0).tolist()
     assert prediction.pop("probability") == pytest.approx(dict(zip(NAMES, wanted, strict=True)), abs=1e-6)
     assert prediction == {
-        "id": "1", "content": text_hash("fox", "dog"), "group": "g", "language": "en", "source": "s", "kind": "",
-        "tokens": rows[0]["tokens"], "tokens_cut": 0, "characters_a": 6,
-        "target": {"negative": 0.25, "neutral": 0.0, "positive": 0.75}}
+        "id": "1", "content": text_hash("fox", "dog"), "content_a": text_hash("foxdog"),
+        "prompt_key": rows[0]["prompt_key"], "group": "g", "language": "en", "source": "s", "kind": "",
+        "tokens": rows[0]["tokens"], "tokens_cut": 0, "characters_a": 6, "markdown_a": 0,
+        "target": {"negative": 0.25, "neutral": 0.0, "positive": 0.75}, "temperature": 1.0}
 
 
 def test_predictions_are_in_the_order_of_the_rows(models):

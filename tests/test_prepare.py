@@ -14,9 +14,9 @@ ENCODED = Dataset.from_dict({"content": ["1", "2", "3"], "group": ["g", "g", "h"
                              "tokens": [5, 6, 7], "tokens_cut": [0, 3, 0]})
 
 
-def written(path, rows: int, word: str = "Yes"):
+def written(path, rows: int, first: int = 0, word: str = "Yes"):
     path.write_text("".join(json.dumps({"prompt": f"Say {number}", "chosen": word, "rejected": "No", "id": number})
-                            + "\n" for number in range(rows)), "utf-8")
+                            + "\n" for number in range(first, first + rows)), "utf-8")
     return str(path)
 
 
@@ -26,7 +26,7 @@ def test_rows_are_read_once_and_again_where_the_file_changes(tmp_path):
     first, second = (read([source], Reading(), str(cache)) for _ in range(2))
     assert first.key == second.key and first.rows[:] == second.rows[:]
     assert len(list(cache.iterdir())) == 1
-    written(tmp_path / "rows.jsonl", 4, "Sure")
+    written(tmp_path / "rows.jsonl", 4, word="Sure")
     third = read([source], Reading(), str(cache))
     assert third.key != first.key and len(third.rows) == 4
     assert read([source], Reading(margin_scale=2.0), str(cache)).key != third.key
@@ -44,19 +44,39 @@ def test_a_weight_is_kept_beside_the_rows_and_reads_nothing_anew(tmp_path):
 
 def test_a_split_is_found_again(tmp_path):
     rows = read([written(tmp_path / "rows.jsonl", 50)], Reading(), str(tmp_path / "cache"))
-    first, second = (split_rows(rows, None, 0.2, str(tmp_path / "cache")) for _ in range(2))
-    assert [side["id"][:] for side in first] == [side["id"][:] for side in second]
-    assert sorted(first[0]["id"][:] + first[1]["id"][:]) == sorted(rows.rows["id"][:])
-    other = split_rows(rows, None, 0.5, str(tmp_path / "cache"))
-    assert len(other[1]) > len(first[1])
-    assert [len(side) for side in split_rows(rows, None, 0.0, str(tmp_path / "cache"))] == [50, 0]
+    cache = str(tmp_path / "cache")
+    first, second = (split_rows(rows, None, 0.2, 0.2, cache) for _ in range(2))
+    assert list(first) == ["train", "calibration", "test"]
+    assert {name: part["id"][:] for name, part in first.items()} == {name: part["id"][:]
+                                                                     for name, part in second.items()}
+    assert sorted(identifier for part in first.values() for identifier in part["id"][:]) == sorted(rows.rows["id"][:])
+    other = split_rows(rows, None, 0.5, 0.2, cache)
+    assert len(other["test"]) > len(first["test"])
+    assert [len(part) for part in split_rows(rows, None, 0.0, 0.0, cache).values()] == [50, 0, 0]
+
+
+def test_the_calibration_split_is_taken_from_what_is_not_tested(tmp_path):
+    rows = read([written(tmp_path / "rows.jsonl", 50)], Reading(), str(tmp_path / "cache"))
+    with_it, without = (split_rows(rows, None, 0.2, fraction, str(tmp_path / "cache")) for fraction in (0.3, 0.0))
+    assert with_it["test"]["id"][:] == without["test"]["id"][:]
+    assert 0 < len(with_it["calibration"]) < len(with_it["train"])
+    assert sorted(with_it["train"]["id"][:] + with_it["calibration"]["id"][:]) == sorted(without["train"]["id"][:])
+
+
+def test_beside_a_given_test_split_the_calibration_split_is_taken_from_the_training_data(tmp_path):
+    rows = read([written(tmp_path / "rows.jsonl", 50)], Reading(), str(tmp_path / "cache"))
+    test = read([written(tmp_path / "test.jsonl", 2, 1000)], Reading(), str(tmp_path / "cache"))
+    found = split_rows(rows, test, 0.0, 0.3, str(tmp_path / "cache"))
+    assert found["test"]["id"][:] == test.rows["id"][:]
+    assert len(found["calibration"]) > 0
+    assert len(found["calibration"]) + len(found["train"]) == 50
 
 
 def test_a_given_test_split_may_share_nothing_with_the_training_split(tmp_path):
     rows = [read([written(tmp_path / f"{name}.jsonl", 3)], Reading(), str(tmp_path / "cache")) for name in "ab"]
     with pytest.raises(UserError, match="^the test rows overlap with the training split: 3 of 3 test rows: "
                                         r"0 \(test\) and 0 \(train\) share their prompt"):
-        split_rows(*rows, 0.0, str(tmp_path / "cache"))
+        split_rows(*rows, 0.0, 0.1, str(tmp_path / "cache"))
 
 
 def test_the_fingerprint_changes_with_texts_languages_and_targets():

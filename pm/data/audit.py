@@ -295,9 +295,10 @@ def main(argv: list[str]) -> None:
     fraction = arguments.test_fraction
     if fraction is None:
         fraction = default_test_fraction(arguments.data, arguments.test_data)
-    train_rows, test_rows = (data.rows, test.rows) if test else split_rows(data, None, fraction, arguments.cache_dir)
-    findings = audit(train_rows, test_rows if len(test_rows) else None, benchmark.rows if benchmark else None,
-                     arguments.near)
+    splits = {"train": data.rows, "test": test.rows} if test else split_rows(data, None, fraction, 0.0,
+                                                                             arguments.cache_dir)
+    findings = audit(splits["train"], splits["test"] if len(splits["test"]) else None,
+                     benchmark.rows if benchmark else None, arguments.near)
     if arguments.model:
         encoder = Encoder(load_tokenizer(arguments.model), arguments.max_length)
         findings["truncated"] = truncation([encode(source.rows, source.key, encoder, arguments.cache_dir)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datasets import Features, List, Value
 
 SIGNS = re.compile(r"([^\w\s]{64})[^\w\s]+")
+# Headings, list items, quotes and tables at the beginning of a line; bold, code and links anywhere.
+MARKDOWN = re.compile(r"^ {0,3}(?:#{1,6} |[-*+] |\d{1,3}[.)] |> |\||```)|\*\*|__|`|\]\(", re.MULTILINE)
 ROLES = ("system", "user", "assistant")
 WINNERS = ("a", "b", "tie")
 
@@ -67,6 +69,16 @@ def normalise(text: str) -> str:
     """NFKC, lower case, single spaces. Of a long run of marks and signs only the beginning counts: NFKC takes quadratic
     time in a run of combining marks."""
     return " ".join(unicodedata.normalize("NFKC", SIGNS.sub(r"\1", text)).casefold().split())
+
+
+def content_hash(prompt: list[dict[str, str]], *responses: str | None) -> str:
+    """What tells rows apart by their texts alone: the same in each run, split and file."""
+    return text_hash(*(turn["content"] for turn in prompt), *(text for text in responses if text))
+
+
+def markdown_marks(text: str) -> int:
+    """How many signs of Markdown a text has."""
+    return sum(1 for _ in MARKDOWN.finditer(text))
 
 
 def text_hash(*texts: str) -> str:

@@ -39,11 +39,13 @@ class Texts(NamedTuple):
 
 
 class Form(NamedTuple):
-    """Rows that have all of `columns`, for one task. `convert` takes the row and the log-odds of a margin of 1."""
+    """Rows that have all of `columns`, for one task. `convert` takes the row and the log-odds of a margin of 1.
+    `by_name`: only where the form is asked for."""
 
     columns: frozenset[str]
     task: str
     convert: Callable[[dict, float], Iterator[Texts]]
+    by_name: bool = False
 
 
 def examples(row: dict, task: str, form: str | None, margin_scale: float, language: str, source: str,
@@ -54,7 +56,8 @@ def examples(row: dict, task: str, form: str | None, margin_scale: float, langua
 
 
 def _form(row: dict, task: str, name: str | None) -> Form:
-    wanted = [FORMS[name]] if name else [form for form in FORMS.values() if form.task == task]
+    wanted = [FORMS[name]] if name else [form for form in FORMS.values()
+                                             if form.task == task and not form.by_name]
     for form in wanted:
         if form.columns <= row.keys():
             return form
@@ -150,6 +153,20 @@ def _chosen(row: dict, margin_scale: float) -> Iterator[Texts]:
             yield _ranked(prompt, _plain(good, "chosen"), _plain(bad, "rejected"), probability, f"/{i}-{j}")
 
 
+def _round_robin(row: dict, margin_scale: float) -> Iterator[Texts]:
+    """`prompt`, and lists of texts `chosen` and `rejected`, which may be written as JSON: every two of all of them."""
+    prompt = _with_system(row, _prompt(row["prompt"], "prompt"))
+    right, wrong = (_json(row[name]) for name in ("chosen", "rejected"))
+    if not (isinstance(right, list) and isinstance(wrong, list) and right and wrong):
+        raise BadRow("chosen and rejected must be lists of at least one text")
+    read = [(True, _plain(text, "chosen")) for text in right] + [(False, _plain(text, "rejected")) for text in wrong]
+    for (i, (better, text)), (j, (as_good, other)) in combinations(enumerate(read), 2):
+        if better == as_good:
+            yield Texts(prompt, text, other, {"tie": 1.0}, f"/{i}-{j}")
+        else:
+            yield _ranked(prompt, text, other, 1.0, f"/{i}-{j}")
+
+
 def _completions(row: dict, margin_scale: float) -> Iterator[Texts]:
     """`context` and ranked `completions`, the lowest rank best: every two of them are compared."""
     prompt = _with_system(row, _prompt(row["context"], "context"))
@@ -198,6 +215,7 @@ FORMS = {
     "orca": Form(frozenset({"question", "chosen", "rejected"}), PREFERENCE, _orca),
     "chosen": Form(frozenset({"chosen", "rejected"}), PREFERENCE, _chosen),
     "completions": Form(frozenset({"context", "completions"}), PREFERENCE, _completions),
+    "round_robin": Form(frozenset({"prompt", "chosen", "rejected"}), PREFERENCE, _round_robin, by_name=True),
     "classification": Form(frozenset({"text"}), CLASSIFICATION, _classified),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pm.errors import UserError
 
 UNKNOWN = "und"
+TRADITIONAL = "hant"
 LEAST_CONFIDENCE = 0.5
 DETECTED_CHARACTERS = 2000
 
@@ -25,10 +26,12 @@ CODES = {name: code for code, names in NAMED.items() for name in names}
 def language_code(name: str) -> str:
     """One spelling for each language: `English` and `eng_Latn` are `en`, `pt_BR` is `pt-br`, nothing is `und`.
 
-    A name that is not known stays as it is, in lower case; a script (four letters) is left out.
+    A name that is not known stays as it is, in lower case; a script (four letters) is left out, but for traditional
+    Chinese, `zh-hant`.
     """
     parts = re.split(r"[-_]", name.strip().lower())
-    first, *others = [CODES.get(parts[0], parts[0]), *(part for part in parts[1:] if part and len(part) != 4)]
+    kept = (part for part in parts[1:] if part and (len(part) != 4 or part == TRADITIONAL))
+    first, *others = [CODES.get(parts[0], parts[0]), *kept]
     return UNKNOWN if first in ("", "unknown", "und", "none") else "-".join([first, *others])
 
 
@@ -36,7 +39,7 @@ def language_of_name(name: str) -> str:
     """The language that a split or a config is named after, "" for none: `es_train`, `arb_Arab`, `fr`."""
     match = re.fullmatch(r"([a-z]{2,3})((?:[-_][A-Za-z]+)*)", name)
     if match and (match[1] in NAMED or match[1] in CODES or (len(match[1]) == 2 and re.fullmatch(SPLIT, match[2]))):
-        return language_code(match[1])
+        return language_code(name if match[2][1:].lower() == TRADITIONAL else match[1])
     return ""
 
 

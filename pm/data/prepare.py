@@ -20,7 +20,7 @@ from pm.data import example, forms, languages, sample, sources
 from pm.data import split as splitting
 from pm.data.example import FEATURES, text_hash
 from pm.data.sources import Reading, ReadReport, identity, read_source, split_weight
-from pm.data.split import overlap, split
+from pm.data.split import calibration_split, overlap, split
 from pm.encoding import ENCODED_FEATURES, Encoder
 from pm.errors import UserError
 
@@ -33,7 +33,7 @@ def code_hash(*modules) -> str:
 READING = code_hash(example, forms, languages, sample, sources)
 SPLITTING = code_hash(splitting)
 ENCODING = code_hash(encoding)
-SIDES = ("train", "test")
+SPLITS = ("train", "calibration", "test")
 
 
 @dataclass(frozen=True)
@@ -72,28 +72,35 @@ def read(data: list[str], reading: Reading, cache_dir: str, weighted: bool = Fal
     return Rows(Dataset.from_file(str(folder / "rows.arrow")), report, key, list(weights))
 
 
-def split_rows(train: Rows, test: Rows | None, test_fraction: float, cache_dir: str) -> tuple[Dataset, Dataset]:
-    """The two sides, without overlap: by group from `train`, or as given. Raises `UserError` on an overlap."""
+def split_rows(train: Rows, test: Rows | None, test_fraction: float, calibration_fraction: float,
+               cache_dir: str) -> dict[str, Dataset]:
+    """The rows of each of `SPLITS`, without overlap: by group from `train`, or the test split as given.
+
+    Raises `UserError` where a given test split has rows of `train`.
+    """
     if test is not None:
         check_overlap(train.rows, test.rows)
-        return train.rows, test.rows
-    key = split_key(train, None, test_fraction)
+    key = split_key(train, test, test_fraction, calibration_fraction)
 
     def build(folder: Path) -> None:
         table = _keys(train.rows)
-        sides = [np.array(side, dtype=np.int64) for side in split(
-            table["group"].to_pylist(), table["prompt_key"].to_pylist(), test_fraction)]
-        _refuse(overlap(*map(table.take, sides)))
-        for name, side in zip(SIDES, sides, strict=True):
-            np.save(folder / f"{name}.npy", side)
+        groups, prompts = (np.array(table[name].to_pylist(), dtype=object) for name in ("group", "prompt_key"))
+        rest, tested = (np.array(side, dtype=np.int64) for side in split(groups, prompts, test_fraction))
+        trained, calibrated = (rest[side] for side in calibration_split(groups[rest], prompts[rest],
+                                                                        calibration_fraction))
+        for held_out in (tested, calibrated):
+            _refuse(overlap(table.take(trained), table.take(held_out)))
+        for name, numbers in zip(SPLITS, (trained, calibrated, tested), strict=True):
+            np.save(folder / f"{name}.npy", numbers)
 
     folder = cached(cache_dir, f"split-{key}", build)
-    return tuple(train.rows.select(np.load(folder / f"{name}.npy")) for name in SIDES)
+    rows = {name: train.rows.select(np.load(folder / f"{name}.npy")) for name in SPLITS}
+    return rows if test is None else rows | {"test": test.rows}
 
 
-def split_key(train: Rows, test: Rows | None, test_fraction: float) -> str:
-    """Changes where one of the two sides does."""
-    return text_hash(SPLITTING, train.key, test.key if test else str(test_fraction))
+def split_key(train: Rows, test: Rows | None, test_fraction: float, calibration_fraction: float) -> str:
+    """Changes where one of the splits does."""
+    return text_hash(SPLITTING, train.key, test.key if test else str(test_fraction), str(calibration_fraction))
 
 
 def check_overlap(train_rows: Dataset, test_rows: Dataset) -> None:

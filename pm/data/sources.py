@@ -100,6 +100,11 @@ def read_source(spec: str, reading: Reading, report: ReadReport) -> Iterator[Exa
                         f"{reading.max_bad_fraction:g} allows: {reasons}")
 
 
+def first_row(spec: str) -> dict | None:
+    """A row of a source as it stands there, to look at its columns; None where there is none that can be read."""
+    return next((row for _, row, _ in _raw_rows(spec) if isinstance(row, dict)), None)
+
+
 def identity(spec: str) -> str:
     """Changes where the source's contents change: the key of the cache."""
     if spec == "sample":

@@ -1,4 +1,4 @@
-"""Train and test, by group, by a stable hash."""
+"""Train, calibration and test, by group, by a stable hash."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,8 @@ import pyarrow.compute as pc
 
 from pm.data.example import text_hash
 from pm.errors import UserError
+
+FEWEST_TO_CALIBRATE = 5  # groups: fewer say too little of a temperature, and are not held out
 
 
 def split(groups: Sequence[str], prompt_keys: Sequence[str], test_fraction: float) -> tuple[list[int], list[int]]:
@@ -26,12 +28,26 @@ def split(groups: Sequence[str], prompt_keys: Sequence[str], test_fraction: floa
     names, joined = _join(groups, prompt_keys)
     if len(names) < 2:
         raise UserError(f"a split by group needs at least 2 groups of prompts; the data has {len(names)}")
-    hashes = (int(text_hash("split", name), 16) for name in names)
+    return _sides(names, joined, test_fraction, "split")
+
+
+def calibration_split(groups: Sequence[str], prompt_keys: Sequence[str],
+                      fraction: float) -> tuple[list[int], list[int]]:
+    """Row numbers of what is trained on and of what is held out to fit temperatures: `split` by another hash. Where the
+    fraction is less than `FEWEST_TO_CALIBRATE` groups, nothing is held out."""
+    names, joined = _join(groups, prompt_keys)
+    if len(names) * fraction < FEWEST_TO_CALIBRATE:
+        return list(range(len(groups))), []
+    return _sides(names, joined, fraction, "calibration")
+
+
+def _sides(names: list[str], joined: np.ndarray, fraction: float, salt: str) -> tuple[list[int], list[int]]:
+    hashes = (int(text_hash(salt, name), 16) for name in names)
     places = np.fromiter(hashes, np.uint64, len(names)) / 2.0**64
-    count = min(max(1, int((places < test_fraction).sum())), len(names) - 1)
-    in_test = np.zeros(len(names), dtype=bool)
-    in_test[np.argsort(places, kind="stable")[:count]] = True
-    return np.flatnonzero(~in_test[joined]).tolist(), np.flatnonzero(in_test[joined]).tolist()
+    count = min(max(1, int((places < fraction).sum())), len(names) - 1)
+    chosen = np.zeros(len(names), dtype=bool)
+    chosen[np.argsort(places, kind="stable")[:count]] = True
+    return np.flatnonzero(~chosen[joined]).tolist(), np.flatnonzero(chosen[joined]).tolist()
 
 
 def overlap(train: pa.Table, test: pa.Table, shown: int = 3) -> str | None:

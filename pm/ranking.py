@@ -1,0 +1,110 @@
+"""Pairwise verdicts to rankings. Pure. Shapes: n responses to one prompt."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from pm.calibration import mean_logits, softmax
+
+FEWEST = 3  # responses to one prompt that make a ranking
+RIDGE = 1e-12  # keeps scores finite where one response wins always, or where comparisons do not hang together
+STEPS = 200
+
+
+def bradley_terry(wins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (n,) in log-odds with mean 0, and their standard errors, from `wins` (n, n): how often i won against j, or
+    the sum of the probabilities that it is better.
+
+    The maximum of the likelihood of Bradley and Terry (1952), by Newton's method. The errors are those of the Fisher
+    information, which takes each comparison for one independent draw.
+    """
+    games = wins + wins.T
+    won = wins.sum(1)
+    scores = np.zeros(len(wins))
+    information = np.zeros_like(games)
+    for _ in range(STEPS):
+        p = 1 / (1 + np.exp(np.clip(scores[None] - scores[:, None], -50, 50)))  # of i against j
+        weight = games * p * (1 - p)
+        information = np.diag(weight.sum(1)) - weight
+        gradient = won - (games * p).sum(1) - RIDGE * scores
+        step = np.linalg.solve(information + RIDGE * np.eye(len(wins)), gradient)
+        step *= min(1.0, 4.0 / max(np.abs(step).max(), 1e-12))
+        scores = scores + step
+        if np.abs(step).max() < 1e-10:
+            break
+    scores = scores - scores.mean()
+    level = np.full_like(information, 1 / len(wins))  # the one direction of which the comparisons say nothing
+    covariance = np.linalg.inv(information + RIDGE * np.eye(len(wins)) + level) - level
+    return scores, np.sqrt(np.maximum(np.diag(covariance), 0.0))
+
+
+def cycles(margins: np.ndarray) -> tuple[int, int]:
+    """How many triples of responses go in a circle, and how many were compared with one another.
+
+    `margins` (n, n): above 0 where i is better than j, its negative for j and i, and 0 where they are even or were
+    not compared.
+    """
+    beats = (margins > 0).astype(np.int64)
+    compared = beats + beats.T
+    return int(np.trace(beats @ beats @ beats)) // 3, int(np.trace(compared @ compared @ compared)) // 6
+
+
+class Prompt:
+    """All comparisons of the responses to one prompt, by the hashes of the responses.
+
+    `names` (n,), `wins` (n, n): sum of the probabilities that i is better than j, a tie half to each; `margins` (n, n):
+    the mean log-odds of that; `labels` (n, n): how many rows call i the better one.
+    """
+
+    def __init__(self, rows: Sequence[dict]):
+        self.rows = rows
+        self.names = list(dict.fromkeys(row[side] for row in rows for side in ("content_a", "content_b")))
+        place = {name: number for number, name in enumerate(self.names)}
+        self.wins, margins, times, self.labels = (np.zeros((len(self.names),) * 2) for _ in range(4))
+        logits_NC = mean_logits(rows)
+        tie_N = softmax(logits_NC)[:, 2] if logits_NC.shape[1] > 2 else np.zeros(len(rows))
+        for row, logits, tie in zip(rows, logits_NC, tie_N, strict=True):
+            a, b = place[row["content_a"]], place[row["content_b"]]
+            margin = logits[0] - logits[1]
+            p = tie / 2 + (1 - tie) / (1 + np.exp(-np.clip(margin, -50, 50)))
+            self.wins[a, b] += p
+            self.wins[b, a] += 1 - p
+            margins[a, b] += margin
+            margins[b, a] -= margin
+            times[a, b] += 1
+            times[b, a] += 1
+            wanted = row["target"]["a"] - row["target"]["b"]
+            self.labels[a, b] += wanted > 0
+            self.labels[b, a] += wanted < 0
+        self.margins = margins / np.maximum(times, 1)
+        self.scores, self.errors = bradley_terry(self.wins)
+
+
+def prompts(predictions: Iterable[dict], fewest: int = FEWEST) -> list[Prompt]:
+    """Those with at least `fewest` different responses, in the order of the rows; a prompt in two groups is two."""
+    rows: dict[tuple[str, str], list[dict]] = {}
+    for row in predictions:
+        rows.setdefault((row["group"], row["prompt_key"]), []).append(row)
+    return [Prompt(some) for some in rows.values()
+            if len({row[side] for row in some for side in ("content_a", "content_b")}) >= fewest]
+
+
+def concordance(prompt: Prompt) -> tuple[int, int, int]:
+    """Labelled pairs of responses that the scores order as the labels do, that they order the other way round, and all
+    of them; pairs whose labels are even are left out."""
+    above = np.sign(prompt.labels - prompt.labels.T)
+    agreement = np.triu(above * np.sign(np.round(prompt.scores[:, None] - prompt.scores[None], 9)))
+    return int((agreement > 0).sum()), int((agreement < 0).sum()), int((np.triu(above) != 0).sum())
+
+
+def ranking_rows(predictions: Iterable[dict]) -> Iterator[dict]:
+    """A row for each prompt with three or more responses: these by their hashes, best first, each with its score and a
+    95 % interval (`bradley_terry`)."""
+    for prompt in prompts(predictions):
+        order = np.argsort(-prompt.scores, kind="stable").tolist()
+        circles, triples = cycles(prompt.margins)
+        yield {"group": prompt.rows[0]["group"], "prompt_key": prompt.rows[0]["prompt_key"],
+               "language": prompt.rows[0]["language"], "triples": triples, "cycles": circles,
+               "responses": [{"content": prompt.names[place], "score": float(prompt.scores[place]),
+                              "interval": [float(prompt.scores[place] + side * 1.959964 * prompt.errors[place])
+                                           for side in (-1, 1)]} for place in order]}

@@ -106,6 +106,10 @@ def test_a_language_without_weight_stays_without():
     assert sampling_rates(["en", "de", "ja"], np.array([3.0, 0.0, 1.0]), 0.0).tolist() == [2.0, 0.0, 2.0]
 
 
+def test_a_language_of_next_to_no_weight_gets_its_share():
+    assert sampling_rates(["en", "de"], np.array([8.0, 2.3e-308]), 0.0).tolist() == [4.0, 4.0]
+
+
 def test_weights_of_0_are_an_error():
     with pytest.raises(UserError) as caught:
         sampling_rates(["en", "de"], np.zeros(2), 1.0)

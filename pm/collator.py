@@ -48,18 +48,49 @@ class Collator:
         sequences, swapped = [], []
         for row, row_orders in zip(rows, orders, strict=True):
             for swap in row_orders:
-                responses = [] if row["a_ids"] is None else [row["a_ids"], row["b_ids"]]
-                sequences.append(self.template.sequence(row["prompt_ids"], *(responses[::-1] if swap else responses)))
+                sequences.append(self._sequence(row, swap))
                 swapped.append(swap)
-        longest = max(map(len, sequences))
-        input_ids_BL = torch.full((len(sequences), longest), self.template.pad)
-        mask_BL = torch.zeros_like(input_ids_BL)
-        for number, sequence in enumerate(sequences):
-            input_ids_BL[number, : len(sequence)] = torch.tensor(sequence)
-            mask_BL[number, : len(sequence)] = 1
         return {
-            "input_ids": input_ids_BL,
-            "attention_mask": mask_BL,
+            "input_ids": _padded(sequences, self.template.pad),
+            "attention_mask": _padded([[1] * len(sequence) for sequence in sequences], 0),
             "swapped": torch.tensor(swapped),
-            "target": torch.tensor([row["target"] for row in rows], dtype=torch.float32),
+            "target": _targets(rows),
         }
+
+    def both_orders(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        """Each row as one sequence: what both orders begin with, the rest of the order A, B, the rest of B, A. The
+        first row above would be
+
+            input_ids  [[1, 3, 5, 50, 4, 3, 6, 60, 4, 3, 6, 70, 71, 4, 2, 3, 6, 70, 71, 4, 3, 6, 60, 4, 2]]
+            branches   [[0, 0, 0,  0, 0, 1, 1,  1, 1, 1, 1,  1,  1, 1, 1, 2, 2,  2,  2, 2, 2, 2,  2, 2, 2]]
+
+        with -1 where there is padding. The model gives two logits for a row, so `swapped` is as for both orders.
+        """
+        sequences, branches = [], []
+        for row in rows:
+            one, other = self._sequence(row, False), self._sequence(row, True)
+            shared = shared_tokens(len(row["prompt_ids"]))
+            sequences.append(one + other[shared:])
+            branches.append([0] * shared + [1] * (len(one) - shared) + [2] * (len(other) - shared))
+        return {"input_ids": _padded(sequences, self.template.pad), "branches": _padded(branches, -1),
+                "swapped": torch.tensor([False, True] * len(rows)), "target": _targets(rows)}
+
+    def _sequence(self, row: dict, swap: bool) -> list[int]:
+        responses = [] if row["a_ids"] is None else [row["a_ids"], row["b_ids"]]
+        return self.template.sequence(row["prompt_ids"], *(responses[::-1] if swap else responses))
+
+
+def shared_tokens(prompt_tokens):
+    """How many tokens both orders of a row begin with: BOS and the prompt."""
+    return prompt_tokens + 1
+
+
+def _padded(sequences: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
+    padded_BL = torch.full((len(sequences), max(map(len, sequences))), padding)
+    for number, sequence in enumerate(sequences):
+        padded_BL[number, : len(sequence)] = torch.tensor(sequence)
+    return padded_BL
+
+
+def _targets(rows: Sequence[dict]) -> torch.Tensor:
+    return torch.tensor([row["target"] for row in rows], dtype=torch.float32)

@@ -17,6 +17,7 @@ from pm.errors import UserError
 # itself (launches, padding it to a matrix), and the length at which attention costs as much as the linear layers.
 FIXED_COST = 128.0
 ATTENTION_LENGTH = 4096.0
+MASKED_ATTENTION_LENGTH = 2048.0  # the same for attention through a mask, measured with tests/bench/shared_prefix.py
 EVALUATION_BLOCK = 1024
 STARTS_AT_ONCE = 64
 
@@ -54,8 +55,8 @@ def sampling_rates(languages: Sequence[str], weights: np.ndarray, temperature: f
     sums = np.bincount(language_N, weights)
     present = sums > 0
     wanted = np.where(present, (sums / sums.max()) ** temperature, 0.0)
-    factor = np.divide(wanted / wanted.sum() * sums.sum(), sums, out=np.zeros_like(sums), where=present)
-    return weights * factor[language_N]
+    inside = np.divide(weights, sums[language_N], out=np.zeros_like(weights), where=present[language_N])
+    return inside * (wanted / wanted.sum() * sums.sum())[language_N]
 
 
 def rows_per_epoch(rates: np.ndarray) -> int:
@@ -108,6 +109,14 @@ def plan_step(lengths: np.ndarray, rows: np.ndarray, token_budget: int, ranks: i
                 load[rank] += _cost(stop - start, longest[start])
             start = stop
     return plan
+
+
+def shares_prompts(lengths: np.ndarray, shared: np.ndarray) -> bool:
+    """Whether both orders of all rows are cheaper as one sequence each, whose first `shared` tokens are read once but
+    whose attention is masked, than as two of `lengths` tokens."""
+    together = 2 * lengths - shared
+    return bool((together * (1 + together / MASKED_ATTENTION_LENGTH)).sum()
+                < 2 * (lengths * (1 + lengths / ATTENTION_LENGTH)).sum())
 
 
 def plan_evaluation(lengths: np.ndarray, token_budget: int, ranks: int) -> list[list[list[int]]]:

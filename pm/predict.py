@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors import SafetensorError
 
 from pm.calibration import Calibration, mean_logits, softmax
-from pm.collator import Collator
+from pm.collator import Collator, shared_tokens
 from pm.data.example import FEATURES, Example
 from pm.data.forms import BadRow
 from pm.data.sources import parse_json_row
@@ -20,7 +21,7 @@ from pm.distributed import gather_lists, rank, world_size
 from pm.encoding import ENCODED_FEATURES, Encoder, Template
 from pm.errors import UserError, first_line
 from pm.model import load_model, load_tokenizer, unswap
-from pm.plan import plan_evaluation
+from pm.plan import plan_evaluation, shares_prompts
 from pm.task import CLASSIFICATION, PREFERENCE, Task
 
 BOTH = (False, True)
@@ -36,7 +37,8 @@ def score(model, rows: Dataset, template: Template, task: Task, token_budget: in
 
     `rows` as in `encoding.ENCODED_FEATURES`, with targets in the order of the task's labels (`targets.with_targets`).
     `shared`: all ranks call it together, share the work and get the whole result; else a rank works by itself. The
-    micro-batches are the same for any number of ranks, and so are the numbers.
+    micro-batches are the same for any number of ranks, and so are the numbers. Where it pays, both orders of a row are
+    one sequence, in which the prompt is read once.
     `blank_prompts`: in the place of every prompt stands an empty user turn.
     A prediction holds the row's id, hashes of its texts (`content`, `content_a`, `content_b`, `prompt_key`), group,
     language, source, kind, lengths and signs of Markdown, `target` and `probability` of each class by name, and what
@@ -47,13 +49,19 @@ def score(model, rows: Dataset, template: Template, task: Task, token_budget: in
     if not len(rows):
         return []
     collate = Collator(template)
-    lengths = np.asarray(rows.with_format("numpy")["tokens"][:])
+    columns = rows.select_columns(["tokens", "prompt_ids"]).with_format("arrow")[:]
+    lengths, prompt_tokens = columns["tokens"].to_numpy(), pc.list_value_length(columns["prompt_ids"]).to_numpy()
     blank = template.turn("user", [])
     if blank_prompts:
-        lengths = lengths - np.array(list(map(len, rows["prompt_ids"]))) + len(blank)
-    shortest = int(lengths.argmin())
+        lengths = lengths - prompt_tokens + len(blank)
+        prompt_tokens = np.full_like(prompt_tokens, len(blank))
     orders = BOTH if task.compares else (False,)
-    plan = plan_evaluation(lengths, token_budget // len(orders), world_size() if shared else 1)
+    once = task.compares and shares_prompts(lengths, shared_tokens(prompt_tokens))
+    if once:
+        lengths = 2 * lengths - shared_tokens(prompt_tokens)
+    shortest = int(lengths.argmin())
+    plan = plan_evaluation(lengths, token_budget if once else token_budget // len(orders),
+                           world_size() if shared else 1)
     micro_batches = plan[rank() if shared else 0]
     was_training = model.training
     model.eval()
@@ -61,9 +69,10 @@ def score(model, rows: Dataset, template: Template, task: Task, token_budget: in
     for numbers in progress(micro_batches):
         # A micro-batch without rows is run on some row all the same: ZeRO 3 gathers weights at every forward.
         chosen = [rows[number] | ({"prompt_ids": blank} if blank_prompts else {}) for number in numbers or [shortest]]
-        batch = collate(chosen, [orders] * len(chosen))
+        batch = collate.both_orders(chosen) if once else collate(chosen, [orders] * len(chosen))
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        logits_BC = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        mask = "branches" if once else "attention_mask"
+        logits_BC = model(input_ids=batch["input_ids"], **{mask: batch[mask]}).logits
         scored.append((numbers, unswap(logits_BC, batch["swapped"])))
     model.train(was_training)
     mine = [(number, logits) for numbers, logits_BC in scored

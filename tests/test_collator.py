@@ -36,6 +36,16 @@ def test_the_example_of_the_docstring():
         target=[[1.0, 0.0], [0.0, 1.0]])
 
 
+def test_both_orders_in_one_sequence_as_in_the_docstring():
+    batch = COLLATE.both_orders(ROWS)
+    assert batch["input_ids"].tolist() == [
+        [1, 3, 5, 50, 4, 3, 6, 60, 4, 3, 6, 70, 71, 4, 2, 3, 6, 70, 71, 4, 3, 6, 60, 4, 2],
+        [1, 3, 5, 51, 4, 3, 6, 61, 4, 3, 6, 72, 4, 2, 3, 6, 72, 4, 3, 6, 61, 4, 2, 0, 0]]
+    assert batch["branches"].tolist() == [[0] * 5 + [1] * 10 + [2] * 10, [0] * 5 + [1] * 9 + [2] * 9 + [-1] * 2]
+    assert batch["swapped"].tolist() == [False, True, False, True]
+    assert batch["target"].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
 def test_one_row_swapped_keeps_its_target():
     assert_batch(COLLATE(ROWS[1:], [[True]]),
                  input_ids=[[1, 3, 5, 51, 4, 3, 6, 72, 4, 3, 6, 61, 4, 2]],

@@ -20,6 +20,7 @@ from pm.plan import (
     plan_step,
     rows_per_epoch,
     sampling_rates,
+    shares_prompts,
     steps_per_epoch,
 )
 
@@ -426,3 +427,10 @@ def test_an_evaluation_of_several_blocks_has_every_row_once(rows):
     plan = plan_evaluation(lengths, 8192, 2)
     assert len(plan[0]) == len(plan[1])
     assert sorted(row for batches in plan for batch in batches for row in batch) == list(range(rows))
+
+
+@pytest.mark.parametrize(("length", "shared", "wanted"), [
+    (100, 10, False), (100, 30, True), (400, 60, False), (400, 200, True), (1600, 800, False), (1600, 1300, True)])
+def test_prompts_are_shared_where_that_is_cheaper(length, shared, wanted):
+    """Long sequences pay for their mask; long prompts pay it back."""
+    assert shares_prompts(np.array([length] * 3), np.array([shared] * 3)) is wanted

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -13,6 +14,7 @@ from pm.data.targets import target_matrix, with_targets
 from pm.encoding import ENCODED_FEATURES, Template
 from pm.errors import UserError
 from pm.model import Cohere2ForSequenceClassification
+from pm.plan import shares_prompts
 from pm.predict import PreferenceModel, find_export, score
 from pm.task import CLASSIFICATION, PREFERENCE, Task
 from pm.tokenizer import train_tokenizer
@@ -176,6 +178,30 @@ def test_a_prediction_of_a_comparison_holds_both_orders(models):
         "content_b": text_hash("dog"), "prompt_key": rows[0]["prompt_key"], "group": "g", "language": "en",
         "source": "s", "kind": "k", "tokens": rows[0]["tokens"], "tokens_cut": 0, "characters_a": 3, "characters_b": 3,
         "markdown_a": 0, "markdown_b": 0, "target": {"a": 0.0, "b": 0.0, "tie": 1.0}, "temperature": 1.0}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_prompt_is_read_once_for_both_orders_where_that_is_cheaper(models, classes):
+    model = models[classes]
+    rows = encoded(model, *(Example(str(number), "g", "en", "s", "k", [turn("fox dog " * (4 + number))], "the",
+                                    "lazy"[number:], {"a": 1.0}) for number in range(3)))
+    lengths = np.array(rows["tokens"][:])
+    assert shares_prompts(lengths, np.array([len(ids) + 1 for ids in rows["prompt_ids"]]))
+    for prediction, row in zip(model.score(rows, 8192), rows, strict=True):
+        sequences = [model.encoder.template.sequence(row["prompt_ids"], *responses)
+                     for responses in ((row["a_ids"], row["b_ids"]), (row["b_ids"], row["a_ids"]))]
+        with torch.no_grad():
+            ab, ba = (model.model(torch.tensor([sequence])).logits[0].tolist() for sequence in sequences)
+        assert prediction["logits_ab"] == pytest.approx(ab, abs=1e-5)
+        assert prediction["logits_ba"] == pytest.approx([ba[1], ba[0], *ba[2:]], abs=1e-5)
+
+
+def test_blank_prompts_are_empty_user_turns(models):
+    model = models[2]
+    prompt = [turn("fox " * 9), turn("dog")]
+    rows = encoded(model, Example("1", "g", "en", "s", "k", prompt, "hello", "lazy", {"a": 1.0}))
+    prediction, = model.score(rows, 8192, blank_prompts=True)
+    assert prediction["logits_ab"] == pytest.approx(logits_of(model, "", None, "hello", "lazy"), abs=1e-5)
 
 
 def test_a_prediction_of_texts_holds_its_logits(models):

@@ -25,29 +25,29 @@ def available() -> bool:
 
 
 def plots(metrics: dict, history: Sequence[dict] = ()) -> dict[str, str]:
-    """SVG by title. `metrics` as of `metrics.evaluation`; `history`: the lines of a run's metrics.jsonl."""
-    drawn: dict[str, tuple[Callable, tuple[float, float]]] = {}
+    """SVG by name. `metrics` as of `metrics.evaluation`; `history`: the lines of a run's metrics.jsonl."""
     known = {name: found["accuracy"] for name, found in metrics["overall"].get("shortcuts", {}).items()}
     best = max(known, key=lambda name: known[name] or 0.0, default="")
     languages = dict(list(metrics["by_language"].items())[:MOST_BARS])
     more = len(metrics["by_language"]) - len(languages)
-    drawn["Accuracy by language, with 95 % intervals" + (f" ({more} more in the table)" if more else "")] = (
-        lambda axes: _accuracies(axes, languages, best), (7, 1.2 + 0.26 * len(languages)))
-    drawn["Reliability: is it right as often as it says?"] = (
-        lambda axes: _reliability(axes, metrics["reliability"]), (5, 4.4))
+    drawn = {"accuracy_by_language": _svg(
+        "Accuracy by language, with 95 % intervals" + (f" ({more} more in the table)" if more else ""),
+        (7, 1.2 + 0.26 * len(languages)), _accuracies, languages, best)}
+    drawn["reliability"] = _svg("Reliability: is it right as often as it says?", (5, 4.4), _reliability,
+                                metrics["reliability"])
     if "orders" in metrics:
         lengths = {name: part for name, part in metrics["by_length_difference"].items() if part["accuracy"] is not None}
-        drawn["Accuracy by length of the better response, against the worse one"] = (
-            lambda axes: _accuracies(axes, lengths, best), (7, 1.2 + 0.3 * len(lengths)))
-        drawn["Probability of A, in each order of the responses"] = (
-            lambda axes: _orders(axes, metrics["orders"]), (5, 4.4))
-    drawn["Length, and how many rows were cut"] = (lambda axes: _lengths(axes, metrics["lengths"]), (6, 3.2))
+        drawn["accuracy_by_length_difference"] = _svg(
+            "Accuracy by length of the better response, against the worse one", (7, 1.2 + 0.3 * len(lengths)),
+            _accuracies, lengths, best)
+        drawn["orders"] = _svg("Probability of A, in each order of the responses", (5, 4.4), _orders, metrics["orders"])
+    drawn["lengths"] = _svg("Length, and how many rows were cut", (6, 3.2), _lengths, metrics["lengths"])
     if any(line["phase"] == "train" for line in history):
-        drawn["Learning curve"] = (lambda axes: _learning(axes, history), (7, 3.6))
-    return {title: _svg(draw, title, size) for title, (draw, size) in drawn.items()}
+        drawn["learning_curve"] = _svg("Learning curve", (7, 3.6), _learning, history)
+    return drawn
 
 
-def _svg(draw: Callable, title: str, size: tuple[float, float]) -> str:
+def _svg(title: str, size: tuple[float, float], draw: Callable, *values) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -55,7 +55,7 @@ def _svg(draw: Callable, title: str, size: tuple[float, float]) -> str:
         warnings.filterwarnings("ignore", message=".*Glyph .* missing")  # the viewer's fonts are used, not ours
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        draw(axes)
+        draw(axes, *values)
         axes.set_title(title, pad=12)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -123,7 +123,7 @@ def _orders(axes, counts: Sequence[Sequence[int]]) -> None:
     axes.axvline(0.5, color=MUTED, linewidth=0.5)
     axes.set_xlabel("read as B, A")
     axes.set_ylabel("read as A, B")
-    axes.figure.colorbar(image, label="rows", shrink=0.8)
+    axes.figure.colorbar(image, label="rows", shrink=0.8, format="{x:,.0f}")
 
 
 def _lengths(axes, lengths: dict[str, list]) -> None:

@@ -22,6 +22,7 @@ ON_TERMINAL = ("language", "source", "kind")
 LISTED = 30  # lines of a table, on the terminal and on the page of Markdown
 CONFUSIONS = 10
 OFTEN_FLIPS = 0.1
+FAVOURS = 0.05  # from one half: share of verdicts for the response that stands first
 TEXT_CHARACTERS = 700
 
 LEGEND = ("accuracy: both orders averaged; one order: mean of the two; flips: verdict changes with the order; first: "
@@ -116,9 +117,8 @@ def verdicts(metrics: dict) -> list[str]:
         lines.append(f"Not shown to be above chance in {len(weak)} of {len(metrics['by_language'])} languages: "
                      f"{', '.join(weak[:LISTED])}.")
     if overall["flip_rate"] > OFTEN_FLIPS:
-        first = overall["prefers_first_interval"]
-        side = "" if not first or first[0] <= 0.5 <= first[1] else (
-            f", mostly to the {'first' if first[0] > 0.5 else 'second'} response")
+        first = overall["prefers_first"]
+        side = "" if abs(first - 0.5) < FAVOURS else f", mostly to the {'first' if first > 0.5 else 'second'} response"
         lines.append(f"The verdict of {overall['flip_rate']:.0%} of the rows changes with the order of the responses"
                      f"{side}: read both orders, as is done here.")
     ranks = metrics.get("ranking")

@@ -156,7 +156,7 @@ class Tracker:
             for value, part in found.items()]) for name, found in parts.items()}
         drawn = plots.plots(metrics) if plots.available() else {}
         self.wandb.log({f"eval/{name}": value for name, value in (
-            *tables.items(), *((title, wandb.Html(svg)) for title, svg in drawn.items()))}, step=step)
+            *tables.items(), *((name, wandb.Html(svg)) for name, svg in drawn.items()))}, step=step)
 
     def say(self, text: str) -> None:
         """A line above the progress bar."""

@@ -464,3 +464,5 @@ def test_wandb_offline_is_one_run_over_resumes(workplace, monkeypatch):
     train(workplace, "tracked", resume=True)
     identifiers = {path.name.rsplit("-", 1)[1] for path in (workplace / "tracked/wandb").glob("offline-run-*")}
     assert identifiers == {(workplace / "tracked/wandb_id").read_text()}
+    shown = {path.name.rpartition("_4_")[0] for path in (workplace / "tracked/wandb").rglob("media/*/eval/*_4_*")}
+    assert {"by_language", "by_kind", "accuracy_by_language", "reliability", "orders"} <= shown

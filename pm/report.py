@@ -67,7 +67,7 @@ def table(metrics: dict) -> str:
         found = metrics[f"by_{name}"]
         if len(found) > 1:
             parts.append(("", None))
-            parts += [(f"{name} {value or '-'}"[:NAME_CHARACTERS], part)
+            parts += [(" ".join(f"{name} {value or '-'}".split())[:NAME_CHARACTERS], part)
                       for value, part in list(found.items())[:LISTED]]
             parts += [(f"and {len(found) - LISTED:,} more in the report", None)] if len(found) > LISTED else []
     texts = [_aligned(_summaries(parts, metrics["overall"]))]

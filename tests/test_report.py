@@ -3,64 +3,17 @@
 from html.parser import HTMLParser
 
 import pytest
+from written import FOUR, TEXTS, THREE, TIE, A, B, row, sure, text
 
 from pm import report
 from pm.metrics import difference, evaluation, summarise
 from pm.report import Block, Table, blocks, markdown_table, to_html, to_markdown, verdicts
-
-A, B, TIE = {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 0.5}
-
-
-def row(ab, ba, target=A, group="g", language="en", characters=(10, 10), source="s", kind="k", **others) -> dict:
-    """A prediction. `ab` and `ba`: logits of the classes, read in the order A, B and in the order B, A."""
-    return {"logits_ab": list(ab), "logits_ba": list(ba), "target": target, "group": group, "language": language,
-            "characters_a": characters[0], "characters_b": characters[1], "source": source, "kind": kind,
-            "markdown_a": 0, "markdown_b": 0, "tokens": 100, "tokens_cut": 0, "temperature": 1.0, "content": "c",
-            "content_a": "x", "content_b": "y", "prompt_key": group} | others
-
-
-def sure(target=A, verdict=A, **columns) -> dict:
-    """A prediction with the same verdict in both orders, a margin of 1."""
-    return row(verdict.values(), verdict.values(), target, **columns)
 
 
 def many(*rows: dict, times: int = 20) -> list[dict]:
     """The rows over and over, each in a group of its own."""
     return [one | {"group": f"{number} {place}"} for number in range(times) for place, one in enumerate(rows)]
 
-
-FOUR = [row((2, 0), (1, 0), A), row((2, 0), (0, 1), A), row((0, 1), (0, 3), A), row((1, 0), (0, 3), B)]
-
-A3, B3, TIE3 = ({name: float(name == label) for name in ("a", "b", "tie")} for label in ("a", "b", "tie"))
-
-#   mean of the logits of a, b and tie      verdict     most probable
-THREE = [
-    row((3, 0, 1), (1, 0, 1), A3),  # 2 0 1     a           a
-    row((0, 1, 4), (2, 1, 4), A3),  # 1 1 4     even        tie
-    row((1, 0, 5), (1, 0, 3), A3),  # 1 0 4     a           tie
-    row((0, 2, 0), (0, 4, 0), TIE3),  # 0 3 0   b           b
-    row((0, 0, 2), (1, 0, 2), TIE3),  # 0.5 0 2 a           tie
-    row((0, 1, 0), (2, 1, 0), B3),  # 1 1 0     even        a, the first of two
-]
-
-NAMES = ("neg", "neu", "pos", "odd")
-
-
-def text(target: str, found: str, group="g", language="en", names=NAMES, source="s") -> dict:
-    """A prediction whose most probable class is `found`, with a margin of 1."""
-    return {"logits": [float(name == found) for name in names], "group": group, "language": language,
-            "target": {name: float(name == target) for name in names}, "source": source, "kind": "", "characters_a": 5,
-            "tokens": 100, "tokens_cut": 0, "temperature": 1.0, "content": "c"}
-
-
-#         neg   neu   pos   odd   found
-# neg      3     1     0     0
-# neu      2     1     0     1
-# pos      0     0     2     0
-TEXTS = [text("neg", "neg", group="1"), text("neg", "neg", group="2"), text("neg", "neg", group="3"),
-         text("neg", "neu", group="4"), text("neu", "neg", group="5", language="de"),
-         text("neu", "neg", group="6", language="de"), text("neu", "neu", group="7"), text("neu", "odd", group="8"),
-         text("pos", "pos", group="9"), text("pos", "pos", group="9", language="de")]
 
 # The table
 

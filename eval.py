@@ -39,19 +39,20 @@ def main(argv: list[str]) -> None:
     # 1. Predictions: read, or made by a model
     if arguments.predictions:
         predictions, rows, run = read_predictions(arguments.predictions), None, None
-        about = {"predictions": str(arguments.predictions)}
-        output = arguments.output or arguments.predictions.parent
+        about = {"predictions": str(arguments.predictions), **_about_of(arguments.predictions)}
+        folder = arguments.predictions.resolve().parent
+        output = arguments.output or folder.with_name(f"{folder.name}-again")
         if benchmark and not compares(predictions):
             raise UserError(f"--benchmark {arguments.benchmark}: {arguments.predictions} compares no responses")
     else:
         name = arguments.model or str(newest_run("export"))
         export = find_export(name)
         run = export.parent if (export.parent / "config.json").is_file() else None
-        output = arguments.output or _output(arguments, run)
+        output = arguments.output or _output(arguments, export, run)
         model = PreferenceModel.from_pretrained(export, device)
         if benchmark and not model.task.compares:
             raise UserError(f"--benchmark {arguments.benchmark}: {name} classifies texts, it compares no responses")
-        data = distributed.main_first(lambda: load_data(load_config(run), run)) if run else None
+        data = distributed.main_first(lambda: _data(arguments, benchmark, run)) if run else None
         rows = distributed.main_first(lambda: _rows(arguments, benchmark, model, data, run))
         predictions = _score(arguments, model, rows, data)
         about = {"model": name, "checkpoint": model.settings.get("checkpoint"),
@@ -63,22 +64,32 @@ def main(argv: list[str]) -> None:
         folder = _folder(output)
         if rows:
             _dump_lines(output / "predictions.jsonl", predictions)
-        metrics = {"about": about, **evaluation(predictions, arguments.by)}
+        counted = benchmarks.evaluated(benchmark.name, predictions) if benchmark else predictions
+        metrics = {"about": about, **evaluation(counted, arguments.by)}
         if others:
-            metrics["difference"] = _difference(predictions, others, arguments.against)
+            metrics["difference"] = _difference(counted, others, arguments.against)
+        written = []
         if benchmark:
             metrics["benchmark"] = benchmarks.scores(benchmark.name, predictions)
-            _dump(folder / f"{benchmark.name}.json", benchmarks.official(
-                benchmark.name, metrics["benchmark"], str(about.get("model", ""))))
-        _write_report(folder, predictions, metrics, rows, run)
-        return metrics, sorted(path.name for path in folder.iterdir())
+            written.append(f"{benchmark.name}.json")
+            _dump(folder / written[0], benchmarks.official(benchmark.name, metrics["benchmark"],
+                                                           str(about.get("model", ""))))
+        return metrics, _write_report(folder, counted, metrics, rows, run) + written
 
     metrics, written = distributed.on_main(finish)
     distributed.say(f"\n{report.table(metrics)}\n\nwrote {output / 'report'}: {', '.join(written)}")
 
 
-def _output(arguments: argparse.Namespace, run: Path | None) -> Path:
-    kept = "evaluation"
+def _about_of(predictions: Path) -> dict:
+    """What the report beside them says of where they come from; nothing where there is none."""
+    try:
+        return json.loads((predictions.parent / "report" / "metrics.json").read_text("utf-8"))["about"]
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _output(arguments: argparse.Namespace, export: Path, run: Path | None) -> Path:
+    kept = "evaluation" if export.name == "export" else f"evaluation-{export.name}"
     if arguments.benchmark or arguments.data:
         named = arguments.benchmark if arguments.benchmark in benchmarks.ON_THE_HUB else None
         kept += f"-{named or text_hash(arguments.benchmark or '', *(arguments.data or []))[:8]}"
@@ -91,6 +102,17 @@ def _benchmark(arguments: argparse.Namespace) -> benchmarks.Benchmark | None:
         return None
     known = name in benchmarks.ON_THE_HUB
     return benchmarks.find(name, arguments.data, None if known else distributed.on_main(lambda: first_row(name)))
+
+
+def _data(arguments: argparse.Namespace, benchmark: benchmarks.Benchmark | None, run: Path) -> Data | None:
+    """The run's data. Where other rows are evaluated, and may overlap with it, it need not be there any more."""
+    try:
+        return load_data(load_config(run), run)
+    except UserError as error:
+        if not (arguments.allow_overlap and (arguments.data or benchmark)):
+            raise
+        distributed.say(f"warning: without the shortcuts that are fitted on the training split: {error}")
+        return None
 
 
 def _rows(arguments: argparse.Namespace, benchmark: benchmarks.Benchmark | None, model: PreferenceModel,
@@ -125,7 +147,8 @@ def _score(arguments: argparse.Namespace, model: PreferenceModel, rows: Split, d
         return lambda items: tqdm(items, desc=name, unit="batch", leave=False,
                                   disable=None if distributed.is_main() else True)
 
-    predictions = model.score(rows.encoded, arguments.tokens_per_micro_batch, True, progress("score"))
+    budget = arguments.tokens_per_micro_batch
+    predictions = model.score(rows.encoded, budget, shared=True, progress=progress("score"))
     broken = [row["id"] for row in predictions if not all(map(math.isfinite, row["probability"].values()))]
     if broken:
         raise UserError(f"the model's logits are not finite for {len(broken):,} of {len(predictions):,} rows, such as "
@@ -137,7 +160,7 @@ def _score(arguments: argparse.Namespace, model: PreferenceModel, rows: Split, d
             lambda: fitted_shortcuts(data, rows.rows, arguments.cache_dir)))
     if arguments.no_response_only:
         return predictions
-    blank = model.score(rows.encoded, arguments.tokens_per_micro_batch, True, progress("without prompts"), True)
+    blank = model.score(rows.encoded, budget, shared=True, progress=progress("without prompts"), blank_prompts=True)
     return with_shortcuts(predictions, response_only(blank))
 
 
@@ -157,11 +180,14 @@ def _folder(output: Path) -> Path:
     return folder
 
 
-def _write_report(folder: Path, predictions: list[dict], metrics: dict, rows: Split | None, run: Path | None) -> None:
+def _write_report(folder: Path, predictions: list[dict], metrics: dict, rows: Split | None,
+                  run: Path | None) -> list[str]:
+    """Returns the names of what it writes."""
     _dump(folder / "metrics.json", metrics)
+    (folder / "rankings.jsonl").unlink(missing_ok=True)
     if metrics.get("ranking"):
         _dump_lines(folder / "rankings.jsonl", ranking_rows(predictions))
-    missing = [what for what, there in (("plots", plots.available()), ("the shortcut n-grams", shortcuts.available()))
+    missing = [what for what, there in (("plots", plots.available()), ("the n-gram shortcuts", shortcuts.available()))
                if not there]
     if missing:
         distributed.say(f"without {' and '.join(missing)}: they need pip install 'preference-model[report]'")
@@ -170,6 +196,7 @@ def _write_report(folder: Path, predictions: list[dict], metrics: dict, rows: Sp
     title = f"Evaluation of {metrics['about'].get('model') or folder.parent}"
     (folder / "report.md").write_text(report.to_markdown(title, report.blocks(metrics, drawn)), "utf-8")
     (folder / "report.html").write_text(report.to_html(title, report.blocks(metrics, drawn, texts)), "utf-8")
+    return ["report.html", "report.md", "metrics.json", *(["rankings.jsonl"] if metrics.get("ranking") else [])]
 
 
 def _texts(mistakes: list[dict], rows: Split) -> list[tuple[str, str, list[tuple[str, str]]]]:
@@ -215,11 +242,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--allow_overlap", action="store_true", help="evaluate rows of the training split as well")
     parser.add_argument("--no_response_only", action="store_true", help="do not score again with blank prompts")
     parser.add_argument("--output", type=Path, help="folder for predictions.jsonl and report/ [RUN/evaluation, or "
-                                                    "RUN/evaluation-... with --data or --benchmark]")
+                                                    "RUN/evaluation-... with --data, --benchmark or another "
+                                                    "export; with --predictions their folder's name and -again]")
     parser.add_argument("--format", choices=FORMS, help="as for train.py")
     parser.add_argument("--detect_languages", action="store_true", help="as for train.py")
-    for name, kind in (("tokens_per_micro_batch", int), ("max_bad_fraction", float), ("margin_scale", float),
-                       ("cache_dir", str)):
+    parser.add_argument("--tokens_per_micro_batch", type=int, default=Config.tokens_per_micro_batch,
+                        help="as for train.py, whose numbers have the same last digits where it is the same "
+                             "[%(default)s]")
+    for name, kind in (("max_bad_fraction", float), ("margin_scale", float), ("cache_dir", str)):
         default = getattr(Config, name)
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"as for train.py [{default}]")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher appends it

@@ -64,7 +64,7 @@ def find(name: str, data: Sequence[str] | None, first_row: dict | None = None) -
     sources = list(data or [])
     if name not in ON_THE_HUB:
         columns = (first_row or {}).keys()
-        if not {"chosen", "rejected", "subset"} <= columns:
+        if not ({"chosen", "rejected"} <= columns and {"subset", "language"} & columns):
             raise UserError(f"--benchmark {name}: neither {', '.join(ON_THE_HUB)} nor data with the columns of one "
                             f"(chosen, rejected and subset); it has {', '.join(columns) or 'no rows'}")
         sources = [name, *sources]
@@ -74,21 +74,35 @@ def find(name: str, data: Sequence[str] | None, first_row: dict | None = None) -
 
 def scores(name: str, predictions: Sequence[dict]) -> dict:
     """`scores`: sections and the whole, 0 to 1, in the order of the official tables; `results`: accuracy of each subset
-    (of M-RewardBench by language), as the official results hold them; `missing`: subsets without a row."""
+    (of M-RewardBench by language), as the official results hold them; `missing`: subsets without a row. Raises
+    `UserError` where no row is of a known subset."""
     if name == REWARDBENCH2:
         return _best_of_n(predictions)
+    known = {subset for part in SECTIONS.values() for subset in part}
+    missing = known - {_subset(row) for row in predictions}
+    if missing == known:
+        raise UserError(f"no row is of a subset of {name}, such as alpacaeval-easy")
     if name == REWARDBENCH:
         results = _by_subset(predictions)
         sections = _sections(results)
         return {"name": "RewardBench", "scores": sections | {"Score": _mean(sections)}, "results": results,
-                "missing": [subset for part in SECTIONS.values() for subset in part if subset not in results]}
+                "missing": sorted(missing)}
     languages: dict[str, list[dict]] = {}
     for row in predictions:
         languages.setdefault(row["language"], []).append(row)
     results = {language: _by_subset(rows) for language, rows in sorted(languages.items())}
     found = {language: _mean(sections) for language, subsets in results.items()
              if (sections := _sections(subsets, TRANSLATED))}
-    return {"name": "M-RewardBench", "scores": found | {"Score": _mean(found)}, "results": results, "missing": []}
+    return {"name": "M-RewardBench", "scores": found | {"Score": _mean(found)}, "results": results,
+            "missing": sorted(missing)}
+
+
+def evaluated(name: str, predictions: Sequence[dict]) -> list[dict]:
+    """The predictions of a benchmark that metrics are made of: without the pairs of a round robin that nobody labelled,
+    and with the translations of a row in one group."""
+    if name == REWARDBENCH2:
+        return [row for row in predictions if row["target"]["a"] != row["target"]["b"]]
+    return [row | {"group": row["id"]} for row in predictions] if name == M_REWARDBENCH else list(predictions)
 
 
 def official(name: str, found: dict, model: str) -> list[dict]:
@@ -103,6 +117,11 @@ def _mean(found: dict[str, float]) -> float | None:
     return float(np.mean(list(found.values()))) if found else None
 
 
+def _subset(row: dict) -> str:
+    """M-RewardBench has been published with its subsets under `source`, too."""
+    return row["kind"] or row["source"]
+
+
 def _by_subset(predictions: Sequence[dict]) -> dict[str, float]:
     """Share of rows whose chosen response has the higher probability over both orders, an even verdict counting half:
     a model that follows the order alone scores 0.5."""
@@ -110,7 +129,7 @@ def _by_subset(predictions: Sequence[dict]) -> dict[str, float]:
     for row in predictions:
         wanted = np.sign(row["target"]["a"] - row["target"]["b"])
         margin = row["logits_ab"][0] - row["logits_ab"][1] + row["logits_ba"][0] - row["logits_ba"][1]
-        right.setdefault(row["kind"], []).append(float(np.sign(margin * wanted) + 1) / 2)
+        right.setdefault(_subset(row), []).append(float(np.sign(margin * wanted) + 1) / 2)
     return {subset: float(np.mean(values)) for subset, values in sorted(right.items())}
 
 
@@ -138,6 +157,8 @@ def _best_of_n(predictions: Sequence[dict]) -> dict:
         correct, score = prompt.labels.sum(1) > 0, np.round(prompt.scores, SAME)
         if some[0]["kind"].lower() == TIES:
             kind, _, number = identifier.partition(":")
+            if kind not in ("ref", "tied"):
+                raise UserError(f"id {identifier!r:.50} of subset Ties must be ref: or tied: and a number")
             tied[kind, number] = score[correct], score[~correct]
             continue
         best = score == score.max()

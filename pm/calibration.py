@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 LOWEST, HIGHEST = 0.02, 50.0
-SPREAD_OF_ALL = 2.0  # of ln(temperature) around 0, before any row is seen: hardly a bound
+SPREAD_OF_ALL = 1.0  # of ln(temperature) around 0, before any row is seen
 SPREAD_OF_LANGUAGES = 0.25  # of a language's ln(temperature) around that of all
 STEPS = 60
 
@@ -29,8 +29,8 @@ class Calibration:
 def fit_temperatures(predictions: Sequence[dict]) -> Calibration:
     """From rows that were not trained on, with `logits_ab` and `logits_ba`, or `logits`, and `target`.
 
-    The temperature of all rows has the lowest log-loss. That of a language is drawn to it by a normal prior on its
-    logarithm: with few rows it is nearly that of all, with many it is the language's own.
+    A temperature has the lowest log-loss, but is drawn by a normal prior on its logarithm: that of all rows to 1, that
+    of a language to that of all. With few rows it stays near there, with many it is the rows' own.
     """
     if not predictions:
         return Calibration()

@@ -50,7 +50,7 @@ class Config:
     test_fraction: float | None = flag(None, "share of prompt groups in the test split "
                                              "[0.05; 0.25 of the embedded sample, which has few groups]")
     calibration_fraction: float = flag(0.05, "share of the other groups that is not trained on, so that temperatures "
-                                             "can be fitted on it; none where that is less than five groups")
+                                             "can be fitted on it; none where that is less than eight groups")
     task: str = flag(PREFERENCE, "what is decided: which response is better, or the class of a text",
                      (PREFERENCE, CLASSIFICATION))
     labels: list[str] = flag([], "classes, in the order of the logits [a b, or a b tie, for a preference; those of the "
@@ -62,7 +62,7 @@ class Config:
                                             "as is, towards 0 all alike")
     teacher: str | None = flag(None, "predictions.jsonl of another model's evaluation of the training rows: its "
                                      "probabilities become targets")
-    teacher_temperature: float = flag(1.0, "by which the teacher's logits are divided")
+    teacher_temperature: float = flag(1.0, "by which the teacher's log-probabilities are divided")
     teacher_weight: float = flag(0.5, "share of the teacher in the targets; the rest is the label's")
     max_bad_fraction: float = flag(0.01, "stop where a larger share of a source's rows is bad")
     max_length: int = flag(2048, "tokens of one sequence: the template, the prompt and both responses")

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -77,6 +78,9 @@ def _attempt(work: Callable):
         return work(), None
     except (UserError, OSError, SafetensorError) as error:
         return None, error
+    except Exception as error:  # of whatever kind: the other ranks must not wait for this one
+        traceback.print_exc()
+        return None, RuntimeError(f"rank {rank()} failed: {error!r:.500}")
 
 
 def _raise_together(error: Exception | None) -> None:

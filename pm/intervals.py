@@ -38,9 +38,9 @@ def means(values: dict[str, tuple[np.ndarray, np.ndarray]], groups: np.ndarray, 
     """Of each metric the mean of the rows that count, and its 95 % interval. `values`: of each row the value (N,), and
     whether it counts (N,); `groups` (N,): whole numbers from 0.
 
-    It spans from 2.5 to 97.5 % of the means of `RESAMPLES` resamplings. For those of `shares`, which are between 0 and
-    1, this gives no width where all values are 0 or all 1; then it is Wilson's, with each group counted once. None for
-    no values; no interval for a single group.
+    It spans from 2.5 to 97.5 % of the means of `RESAMPLES` resamplings, and is wider for few groups (`widening`). For
+    those of `shares`, which are between 0 and 1, this gives no width where all values are 0 or all 1; then it is
+    Wilson's, with each group counted once. None for no values; no interval for a single group.
     """
     if not len(groups):
         return dict.fromkeys(values, (None, None))
@@ -58,25 +58,39 @@ def means(values: dict[str, tuple[np.ndarray, np.ndarray]], groups: np.ndarray, 
         if here > 1 and name in shares and (np.all(row[counted] == 0) or np.all(row[counted] == 1)):
             interval = _wilson(mean, here)
         elif here > 1:
-            total, number = totals_RK[:, 2 * place], totals_RK[:, 2 * place + 1]
-            low, high = np.percentile(total[number > 0] / number[number > 0], (2.5, 97.5))
-            interval = [float(low), float(high)]
+            interval = _percentiles(*totals_RK[:, 2 * place : 2 * place + 2].T, mean, here)
+            interval = np.clip(interval, 0, 1).tolist() if name in shares else interval
         result[name] = (mean, interval)
     return result
 
 
 def ratio_interval(part_G: np.ndarray, whole_G: np.ndarray) -> tuple[float | None, list[float] | None]:
-    """The ratio of two sums over groups, and its 95 % interval as in `means`; Wilson's where the part is 0."""
+    """The ratio, between 0 and 1, of two sums over groups, and its 95 % interval as in `means`."""
     if not whole_G.sum():
         return None, None
     ratio, here = float(part_G.sum() / whole_G.sum()), int((whole_G > 0).sum())
     if here < 2:
         return ratio, None
-    if not part_G.any():
+    if ratio in (0, 1):
         return ratio, _wilson(ratio, here)
-    totals = resampled_sums(np.stack([part_G, whole_G], axis=1))
-    totals = totals[totals[:, 1] > 0]
-    return ratio, np.percentile(totals[:, 0] / totals[:, 1], (2.5, 97.5)).tolist()
+    totals_RK = resampled_sums(np.stack([part_G, whole_G], axis=1))
+    return ratio, np.clip(_percentiles(*totals_RK.T, ratio, here), 0, 1).tolist()
+
+
+def widening(groups: int) -> float:
+    """How much wider an interval is where its width is itself an estimate from few groups (at least 2): resampling
+    makes the variance too small by (groups - 1) / groups, and Student's t takes the place of the normal distribution
+    (its quantile by Abramowitz and Stegun 26.7.5). 1.6 for 5 groups, 1.05 for 40."""
+    free = groups - 1
+    quantile = (Z + (Z**3 + Z) / (4 * free) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * free**2)
+                + (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / (384 * free**3))
+    return quantile / Z * (groups / free) ** 0.5
+
+
+def _percentiles(part_R: np.ndarray, whole_R: np.ndarray, mean: float, groups: int) -> list[float]:
+    low, high = np.percentile(part_R[whole_R > 0] / whole_R[whole_R > 0], (2.5, 97.5))
+    wider = widening(groups)
+    return [float(mean - wider * (mean - low)), float(mean + wider * (high - mean))]
 
 
 def _wilson(share: float, n: int) -> list[float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pm.calibration import mean_logits, softmax, targets
-from pm.intervals import means, ratio_interval, resampled_sums
+from pm.intervals import means, ratio_interval, resampled_sums, widening
 from pm.ranking import concordance, cycles, prompts
 
 BINS = 10  # of confidence, equally wide
@@ -63,7 +63,7 @@ def summarise(predictions: Sequence[dict]) -> dict:
     log_loss                nats, of the order-averaged logits
     brier                   mean squared error of the probabilities, summed over the classes
     ece                     expected calibration error: see `_Table.reliability`
-    auc                     how often a right verdict is surer than a wrong one: see `_auc_of_rows`
+    auc                     area under the ROC curve of the probability of a: see `_auc_of_rows`
     flip_rate               the verdict changes when the responses change places
     prefers_first           share of single-order verdicts for the response that stands first; 0.5 is unbiased
     accuracy_with_ties      only where `tie` is a class: the most probable of the three is that of the label (where
@@ -87,18 +87,22 @@ def summarise(predictions: Sequence[dict]) -> dict:
 def difference(predictions: Sequence[dict], others: Sequence[dict]) -> dict:
     """Two models on the same rows: each metric of the first minus that of the second, with the interval of that.
 
-    Rows are joined by `content`, which must stand in both; `n` are joined, `n_alone` of the first are not. Raises
-    `ValueError` where there are none, or where one compares and the other classifies.
+    Rows are joined by `content` and target, which must be the same in both; `n` are joined, `n_alone` of the first are
+    not. Raises `ValueError` where there are none, or where one compares and the other classifies.
     """
-    numbers: dict[str, list[int]] = {}
+    if others and compares(predictions) != compares(others):
+        raise ValueError("one compares responses and the other classifies texts")
+
+    def key(row: dict) -> tuple:
+        return row["content"], *row["target"].items()
+
+    numbers: dict[tuple, list[int]] = {}
     for number, row in enumerate(others):
-        numbers.setdefault(row["content"], []).append(number)
-    pairs = [(row, others[numbers[row["content"]].pop(0)]) for row in predictions if numbers.get(row["content"])]
+        numbers.setdefault(key(row), []).append(number)
+    pairs = [(row, others[numbers[key(row)].pop(0)]) for row in predictions if numbers.get(key(row))]
     if not pairs:
         raise ValueError("the two have no row in common")
     one, other = (_Table.of(rows) for rows in zip(*pairs, strict=True))
-    if one.compares != other.compares:
-        raise ValueError("one compares responses and the other classifies texts")
     ours, theirs = one.of_rows(), other.of_rows()
     both = {name: (values - theirs[name][0], counted & theirs[name][1])
             for name, (values, counted) in ours.items() if name in theirs}
@@ -122,12 +126,14 @@ def ranks(predictions: Sequence[dict]) -> dict | None:
     _, groups = np.unique([prompt.rows[0]["group"] for prompt in found], return_inverse=True)
     counts = np.array([[*cycles(prompt.margins), *concordance(prompt)] for prompt in found], dtype=float)
     sums_GK = np.stack([np.bincount(groups, column) for column in counts.T], axis=1)
-    parts = np.stack([sums_GK[:, 0], sums_GK[:, 1], sums_GK[:, 2] - sums_GK[:, 3], sums_GK[:, 4]], axis=1)
-    result: dict = {"n_prompts": len(found), "n_responses": sum(len(prompt.names) for prompt in found),
-                    "triples": int(parts[:, 1].sum()), "pairs": int(parts[:, 3].sum())}
-    for name, part in (("cycle_rate", 0), ("kendall_tau", 2)):
-        result[name], result[f"{name}_interval"] = ratio_interval(parts[:, part], parts[:, part + 1])
-    return result
+    circles, triples, alike, unlike, pairs = sums_GK.T
+    rate, rate_interval = ratio_interval(circles, triples)
+    share, share_interval = ratio_interval((alike - unlike + pairs) / 2, pairs)  # evenly scored pairs count half
+    return {"n_prompts": len(found), "n_responses": sum(len(prompt.names) for prompt in found),
+            "triples": int(triples.sum()), "pairs": int(pairs.sum()),
+            "cycle_rate": rate, "cycle_rate_interval": rate_interval,
+            "kendall_tau": None if share is None else 2 * share - 1,
+            "kendall_tau_interval": share_interval and [2 * end - 1 for end in share_interval]}
 
 
 def surest_mistakes(predictions: Sequence[dict], most: int) -> list[dict]:
@@ -328,7 +334,7 @@ class _Table:
             if len(sums_GK) > 1:
                 totals = resampled_sums(sums_GK)
                 chance = np.abs(totals[:, :BINS] / totals[:, BINS:] - errors).sum(1)
-                reach = float(np.percentile(chance, 95))
+                reach = widening(len(sums_GK)) * float(np.percentile(chance, 95))
                 interval = [max(0.0, found - reach), min(1.0, found + reach)]
             result[f"ece{way}"] = (found, interval)
         return result

@@ -90,12 +90,13 @@ def branch_masks(branches_BL: torch.Tensor, window: int) -> tuple[dict[str, torc
     A token sees what is before it in its own branch and in what both share (0); the second branch begins at the same
     position as the first. Padding (-1) sees itself, so that no row of the mask is empty.
     """
-    place_L = torch.arange(branches_BL.shape[1], device=branches_BL.device)
+    place_L = torch.arange(branches_BL.shape[1], device=branches_BL.device, dtype=torch.int32)
     own_BLL = branches_BL[:, :, None] == branches_BL[:, None, :]
     seen_BLL = (place_L[:, None] >= place_L) & (own_BLL | (branches_BL[:, None, :] == 0))
-    positions_BL = place_L - (branches_BL == 2) * (branches_BL == 1).sum(1, keepdim=True)
+    positions_BL = place_L - (branches_BL == 2) * (branches_BL == 1).sum(1, keepdim=True, dtype=torch.int32)
     near_BLL = positions_BL[:, :, None] - positions_BL[:, None, :] < window
-    return {"full_attention": seen_BLL[:, None], "sliding_attention": (seen_BLL & near_BLL)[:, None]}, positions_BL
+    masks = {"full_attention": seen_BLL[:, None], "sliding_attention": (seen_BLL & near_BLL)[:, None]}
+    return masks, positions_BL.long()
 
 
 def unswap(logits_BC: torch.Tensor, swapped_B: torch.Tensor) -> torch.Tensor:

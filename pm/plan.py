@@ -17,6 +17,7 @@ from pm.errors import UserError
 # itself (launches, padding it to a matrix), and the length at which attention costs as much as the linear layers.
 FIXED_COST = 128.0
 ATTENTION_LENGTH = 4096.0
+LONGEST_MASKED = 4096  # tokens: a mask takes the square of that
 MASKED_ATTENTION_LENGTH = 2048.0  # the same for attention through a mask, measured with tests/bench/shared_prefix.py
 EVALUATION_BLOCK = 1024
 STARTS_AT_ONCE = 64
@@ -115,8 +116,8 @@ def shares_prompts(lengths: np.ndarray, shared: np.ndarray) -> bool:
     """Whether both orders of all rows are cheaper as one sequence each, whose first `shared` tokens are read once but
     whose attention is masked, than as two of `lengths` tokens."""
     together = 2 * lengths - shared
-    return bool((together * (1 + together / MASKED_ATTENTION_LENGTH)).sum()
-                < 2 * (lengths * (1 + lengths / ATTENTION_LENGTH)).sum())
+    cost = (together * (1 + together / MASKED_ATTENTION_LENGTH)).sum()
+    return bool(together.max() <= LONGEST_MASKED and cost < 2 * (lengths * (1 + lengths / ATTENTION_LENGTH)).sum())
 
 
 def plan_evaluation(lengths: np.ndarray, token_budget: int, ranks: int) -> list[list[list[int]]]:

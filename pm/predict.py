@@ -15,6 +15,7 @@ from pm.calibration import Calibration, mean_logits, softmax
 from pm.collator import Collator, shared_tokens
 from pm.data.example import FEATURES, Example
 from pm.data.forms import BadRow
+from pm.data.languages import UNKNOWN, language_code
 from pm.data.sources import parse_json_row
 from pm.data.targets import target_matrix, with_targets
 from pm.distributed import gather_lists, rank, world_size
@@ -30,7 +31,7 @@ SETTINGS = "preference.json"
 
 
 @torch.no_grad()
-def score(model, rows: Dataset, template: Template, task: Task, token_budget: int, device: torch.device,
+def score(model, rows: Dataset, template: Template, task: Task, token_budget: int, device: torch.device, *,
           shared: bool = False, progress: Callable = iter, calibration: Calibration = UNCALIBRATED,
           blank_prompts: bool = False) -> list[dict]:
     """One prediction per row, in the order of the rows, each from both orders of its responses where it has any.
@@ -142,11 +143,10 @@ class PreferenceModel:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(model, task, encoder, settings, device)
 
-    def score(self, rows: Dataset, token_budget: int, shared: bool = False, progress: Callable = iter,
-              blank_prompts: bool = False) -> list[dict]:
-        """`predict.score` with this model."""
-        return score(self.model, rows, self.encoder.template, self.task, token_budget, self.device, shared, progress,
-                     self.calibration, blank_prompts)
+    def score(self, rows: Dataset, token_budget: int, **options) -> list[dict]:
+        """`predict.score` with this model; `options` are those behind the device there."""
+        return score(self.model, rows, self.encoder.template, self.task, token_budget, self.device,
+                     calibration=self.calibration, **options)
 
     def compare(self, prompts: Sequence[str | list[dict]], responses_a: Sequence[str], responses_b: Sequence[str],
                 token_budget: int = 8192, languages: Sequence[str] | None = None) -> list[dict[str, float]]:
@@ -158,9 +158,8 @@ class PreferenceModel:
         """
         self._check_task(PREFERENCE, "compare")
         rows = []
-        languages = languages or ["und"] * len(prompts)
-        for number, (prompt, a, b, language) in enumerate(zip(prompts, responses_a, responses_b, languages,
-                                                              strict=True)):
+        for number, (prompt, a, b, language) in enumerate(zip(prompts, responses_a, responses_b,
+                                                              _codes(languages, len(prompts)), strict=True)):
             turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             rows.append(Example(str(number), "", language, "", "", turns, a, b, {}))
         found = self._probabilities(rows, token_budget)
@@ -168,13 +167,15 @@ class PreferenceModel:
             "a": 0.5, "b": 0.5}
         return [found.get(number, tie) for number in range(len(rows))]
 
-    def classify(self, texts: Sequence[str | tuple[str, str]], token_budget: int = 8192) -> list[dict[str, float]]:
-        """Probability of each class for each text, or for each pair of texts. `UserError` for a model that compares."""
+    def classify(self, texts: Sequence[str | tuple[str, str]], token_budget: int = 8192,
+                 languages: Sequence[str] | None = None) -> list[dict[str, float]]:
+        """Probability of each class for each text, or for each pair of texts; `languages` as in `compare`. `UserError`
+        for a model that compares."""
         self._check_task(CLASSIFICATION, "classify")
         rows = []
-        for number, text in enumerate(texts):
+        for number, (text, language) in enumerate(zip(texts, _codes(languages, len(texts)), strict=True)):
             turns = [{"role": "user", "content": part} for part in ([text] if isinstance(text, str) else text)]
-            rows.append(Example(str(number), "", "und", "", "", turns, None, None, {}))
+            rows.append(Example(str(number), "", language, "", "", turns, None, None, {}))
         found = self._probabilities(rows, token_budget)
         return [found[number] for number in range(len(rows))]
 
@@ -190,6 +191,10 @@ class PreferenceModel:
         encoded = Dataset.from_dict(self.encoder.encode(rows[:]), features=ENCODED_FEATURES)
         predictions = self.score(with_targets(encoded, target_matrix(encoded, self.task.labels)), token_budget)
         return {int(row["id"]): row["probability"] for row in predictions}
+
+
+def _codes(languages: Sequence[str] | None, count: int) -> list[str]:
+    return [UNKNOWN] * count if languages is None else list(map(language_code, languages))
 
 
 def read_predictions(path: Path) -> list[dict]:

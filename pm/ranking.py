@@ -22,18 +22,18 @@ def bradley_terry(wins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     won = wins.sum(1)
     scores = np.zeros(len(wins))
     information = np.zeros_like(games)
+    level = np.full_like(games, 1 / len(wins))  # the one direction of which comparisons say nothing
     for _ in range(STEPS):
         p = 1 / (1 + np.exp(np.clip(scores[None] - scores[:, None], -50, 50)))  # of i against j
         weight = games * p * (1 - p)
         information = np.diag(weight.sum(1)) - weight
         gradient = won - (games * p).sum(1) - RIDGE * scores
-        step = np.linalg.solve(information + RIDGE * np.eye(len(wins)), gradient)
+        step = np.linalg.solve(information + RIDGE * np.eye(len(wins)) + level, gradient)
+        step -= step.mean()
         step *= min(1.0, 4.0 / max(np.abs(step).max(), 1e-12))
         scores = scores + step
         if np.abs(step).max() < 1e-10:
             break
-    scores = scores - scores.mean()
-    level = np.full_like(information, 1 / len(wins))  # the one direction of which the comparisons say nothing
     covariance = np.linalg.inv(information + RIDGE * np.eye(len(wins)) + level) - level
     return scores, np.sqrt(np.maximum(np.diag(covariance), 0.0))
 
@@ -61,7 +61,7 @@ class Prompt:
         self.names = list(dict.fromkeys(row[side] for row in rows for side in ("content_a", "content_b")))
         place = {name: number for number, name in enumerate(self.names)}
         self.wins, margins, times, self.labels = (np.zeros((len(self.names),) * 2) for _ in range(4))
-        logits_NC = mean_logits(rows)
+        logits_NC = mean_logits(rows) / np.array([[row["temperature"]] for row in rows])
         tie_N = softmax(logits_NC)[:, 2] if logits_NC.shape[1] > 2 else np.zeros(len(rows))
         for row, logits, tie in zip(rows, logits_NC, tie_N, strict=True):
             a, b = place[row["content_a"]], place[row["content_b"]]
@@ -81,12 +81,32 @@ class Prompt:
 
 
 def prompts(predictions: Iterable[dict], fewest: int = FEWEST) -> list[Prompt]:
-    """Those with at least `fewest` different responses, in the order of the rows; a prompt in two groups is two."""
+    """Those with at least `fewest` different responses, in the order of the rows. A prompt in two groups is two, and so
+    is one whose responses fall into two sets that were never compared with one another."""
     rows: dict[tuple[str, str], list[dict]] = {}
     for row in predictions:
         rows.setdefault((row["group"], row["prompt_key"]), []).append(row)
-    return [Prompt(some) for some in rows.values()
+    return [Prompt(some) for prompt in rows.values() for some in _connected(prompt)
             if len({row[side] for row in some for side in ("content_a", "content_b")}) >= fewest]
+
+
+def _connected(rows: Sequence[dict]) -> list[list[dict]]:
+    """The rows in parts that share no response (union-find)."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while name in parent:
+            parent[name] = name = parent.get(parent[name], parent[name])
+        return name
+
+    for row in rows:
+        one, other = root(row["content_a"]), root(row["content_b"])
+        if one != other:
+            parent[other] = one
+    parts: dict[str, list[dict]] = {}
+    for row in rows:
+        parts.setdefault(root(row["content_a"]), []).append(row)
+    return list(parts.values())
 
 
 def concordance(prompt: Prompt) -> tuple[int, int, int]:

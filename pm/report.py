@@ -83,7 +83,9 @@ def table(metrics: dict) -> str:
         texts.append(f"minus {metrics['difference']['other']}:\n{_aligned(_every_number(metrics['difference']))}")
     texts.append("\n".join(map(_wrapped, verdicts(metrics))))
     if "benchmark" in metrics:
-        texts.append(f"{metrics['benchmark']['name']}:\n{_aligned(_benchmark_table(metrics['benchmark']))}")
+        found = metrics["benchmark"]
+        note = _missing(found)
+        texts.append(f"{found['name']}:\n{_aligned(_benchmark_table(found))}" + (f"\n{_wrapped(note)}" if note else ""))
     return "\n\n".join(texts)
 
 
@@ -153,7 +155,8 @@ def blocks(metrics: dict, plots: dict[str, str], texts: Sequence[tuple[str, str,
         yield Block("Against the other model", table=_every_number(metrics["difference"]), note="Of the rows that both "
                     f"have, this model minus {metrics['difference']['other']}.")
     if "benchmark" in metrics:
-        yield Block(metrics["benchmark"]["name"], table=_benchmark_table(metrics["benchmark"]))
+        yield Block(metrics["benchmark"]["name"], table=_benchmark_table(metrics["benchmark"]),
+                    note=_missing(metrics["benchmark"]))
     if plots:
         yield Block("Plots", plots=list(plots.values()))
     for name, parts in metrics.items():
@@ -304,6 +307,10 @@ def _classes(metrics: dict) -> Table:
 
 def _benchmark_table(benchmark: dict) -> Table:
     return Table(["", "score"], [[name, _number(value)] for name, value in benchmark["scores"].items()])
+
+
+def _missing(benchmark: dict) -> str:
+    return f"Without a row: {', '.join(benchmark['missing'])}." if benchmark["missing"] else ""
 
 
 def _confusions(confusion: dict[str, dict[str, int]]) -> str:

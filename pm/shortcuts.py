@@ -18,8 +18,9 @@ from pm.data.example import content_hash, text_hash
 from pm.data.prepare import cached, code_hash
 
 N_GRAMS, PROMPT_ONLY, RESPONSE_ONLY = "n_grams", "prompt_only", "response_only"
-MOST_ROWS = 100_000
-MOST_CHARACTERS = 4_000  # of a text, half of them from its end
+MOST_ROWS = 50_000
+MOST_CHARACTERS = 2_000  # of a text, half of them from its end
+MOST_IN_ALL = 40_000_000  # characters of the responses that are fitted on: about a minute, and less than 1 GB
 FEATURES = 2**18
 BATCH = 2_000
 STRENGTH = 0.1  # inverse of the L2 penalty
@@ -76,8 +77,12 @@ def _fit(train: Dataset) -> dict[str, np.ndarray]:
 
     order = np.random.RandomState(0).permutation(len(train))[:MOST_ROWS]
     parts: dict[str, list] = {N_GRAMS: [], PROMPT_ONLY: []}
-    winners = []
-    for batch in train.select(np.sort(order)).iter(BATCH):
+    winners, characters = [], 0
+    for batch in train.select(order).iter(BATCH):
+        characters += sum(min(len(text), MOST_CHARACTERS) for name in ("response_a", "response_b")
+                          for text in batch[name])
+        if characters > MOST_IN_ALL and winners:
+            break
         wanted = np.array([sum({"a": 1, "b": -1}.get(part["label"], 0) * part["probability"] for part in target)
                            for target in batch["target"]])
         winners.append(np.sign(wanted))

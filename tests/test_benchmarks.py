@@ -13,7 +13,17 @@ import torch
 from transformers import Cohere2Config
 
 from pm import benchmarks
-from pm.benchmarks import M_REWARDBENCH, ON_THE_HUB, REWARDBENCH, REWARDBENCH2, Benchmark, find, official, scores
+from pm.benchmarks import (
+    M_REWARDBENCH,
+    ON_THE_HUB,
+    REWARDBENCH,
+    REWARDBENCH2,
+    Benchmark,
+    evaluated,
+    find,
+    official,
+    scores,
+)
 from pm.data.prepare import encode, read
 from pm.data.sources import Reading, first_row
 from pm.data.targets import target_matrix, with_targets
@@ -31,8 +41,8 @@ A, B, TIE = {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 0.5}
 
 def pair(kind: str, ab, ba, target=A, language: str = "en") -> dict:
     """What a benchmark reads of a prediction with one chosen and one rejected response."""
-    return {"id": "1", "kind": kind, "language": language, "target": target, "logits_ab": list(ab),
-            "logits_ba": list(ba)}
+    return {"id": "1", "temperature": 1.0, "source": "s", "kind": kind, "language": language, "target": target,
+            "logits_ab": list(ab), "logits_ba": list(ba)}
 
 
 def subset(kind: str, verdicts: str, language: str = "en") -> list[dict]:
@@ -88,8 +98,23 @@ def test_a_subset_of_no_section_is_a_result_and_counts_in_no_score():
     assert found["scores"] == {"Chat": 1.0, "Score": 1.0}
 
 
-def test_rows_of_no_known_subset_have_no_score():
-    assert scores(REWARDBENCH, subset("of-my-own", "r"))["scores"] == {"Score": None}
+@pytest.mark.parametrize("name", [REWARDBENCH, M_REWARDBENCH])
+def test_rows_of_no_known_subset_are_refused(name):
+    with pytest.raises(UserError, match=f"no row is of a subset of {name}, such as alpacaeval-easy"):
+        scores(name, subset("of-my-own", "r"))
+
+
+def test_the_subset_may_stand_under_source():
+    rows = [row | {"kind": "", "source": "math-prm"} for row in subset("", "rw", "ar")]
+    assert scores(M_REWARDBENCH, rows)["results"] == {"ar": {"math-prm": 0.5}}
+
+
+def test_what_is_evaluated_of_a_benchmark():
+    rows = [*subset("math-prm", "r", "ar"), *subset("math-prm", "r", "de")]
+    assert [row["group"] for row in evaluated(M_REWARDBENCH, rows)] == ["1", "1"]
+    tie = rows[0] | {"target": {"a": 0.5, "b": 0.5}}
+    assert evaluated(REWARDBENCH2, [*rows, tie]) == rows
+    assert evaluated(REWARDBENCH, [*rows, tie]) == [*rows, tie]
 
 
 # Languages
@@ -105,7 +130,8 @@ def test_each_language_has_its_own_score():
         "scores": {"ar": 0.5, "de": 0.5, "zh": 0.0, "zh-hant": 1.0, "Score": 0.5},
         "results": {"ar": {"donotanswer": 0.0, "math-prm": 1.0}, "de": {"math-prm": 0.5}, "zh": {"math-prm": 0.0},
                     "zh-hant": {"math-prm": 1.0}},
-        "missing": []}
+        "missing": sorted({name for part in benchmarks.SECTIONS.values() for name in part}
+                          - {"donotanswer", "math-prm"})}
 
 
 def test_languages_weigh_the_same_whatever_they_have_of_rows():
@@ -127,7 +153,7 @@ def prompt(identifier: str, kind: str, right: list[float], wrong: list[float]) -
         if (i + j) % 2:
             margin, target, names = -margin, B if target is A else TIE, names[::-1]
         rows.append({"id": f"{identifier}/{i}-{j}", "kind": kind, "prompt_key": identifier, "target": target,
-                     "content_a": names[0], "content_b": names[1], "logits_ab": [margin, 0.0],
+                     "temperature": 1.0, "content_a": names[0], "content_b": names[1], "logits_ab": [margin, 0.0],
                      "logits_ba": [margin / 2, -margin / 2]})
     return rows
 

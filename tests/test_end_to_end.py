@@ -172,7 +172,7 @@ def noisy(workplace):
     settings["optimizer"]["params"]["lr"] = 1e-3
     (workplace / "noisy.json").write_text(json.dumps(settings))
     train(workplace, "noisy", "--data", str(path), "--tune", "full", "--max_steps", "80", "--test_fraction", "0.3",
-          "--calibration_fraction", "0.35", "--eval_every", "0", settings="noisy")
+          "--calibration_fraction", "0.4", "--eval_every", "0", settings="noisy")
     return workplace
 
 

@@ -130,7 +130,7 @@ def test_what_is_printed_ends_with_the_table_and_the_folder(models, tmp_path, ca
     printed, warned = capsys.readouterr()
     assert f"{source}: 6 rows, 6 groups; ar 3, en 3\n" in printed
     assert "\nall" in printed and "\nlanguage en" in printed and "this model without the prompt" in printed
-    assert printed.endswith(f"\nwrote {tmp_path}/out/report: metrics.json, report.html, report.md\n")
+    assert printed.endswith(f"\nwrote {tmp_path}/out/report: report.html, report.md, metrics.json\n")
     assert warned == ""
 
 
@@ -233,10 +233,18 @@ def test_predictions_give_the_numbers_that_the_model_gave(evaluated, tmp_path, m
     monkeypatch.chdir(tmp_path)  # where there is no run
     path = Path(shutil.copy(evaluated / kind / "predictions.jsonl", tmp_path))
     main(["--predictions", str(path)])
-    assert numbers(tmp_path) == numbers(evaluated / kind)
-    assert json.loads((tmp_path / "report/metrics.json").read_text("utf-8"))["about"] == {"predictions": str(path)}
+    again = tmp_path.with_name(f"{tmp_path.name}-again")
+    assert numbers(again) == numbers(evaluated / kind)
+    assert json.loads((again / "report/metrics.json").read_text("utf-8"))["about"] == {"predictions": str(path)}
     assert path.read_bytes() == (evaluated / kind / "predictions.jsonl").read_bytes()
-    assert files(tmp_path) == {"predictions.jsonl", "report/metrics.json", "report/report.html", "report/report.md"}
+    assert files(again) == {"report/metrics.json", "report/report.html", "report/report.md"}
+
+
+def test_a_report_without_a_model_says_what_the_one_beside_the_predictions_says(evaluated, tmp_path):
+    path = evaluated / "out/predictions.jsonl"
+    about = evaluate(tmp_path, "--predictions", path)["about"]
+    beside = json.loads((evaluated / "out/report/metrics.json").read_text("utf-8"))["about"]
+    assert about == {"predictions": str(path), **beside} and "commit" in about
 
 
 # Two models
@@ -299,7 +307,8 @@ def test_a_file_like_rewardbench_2_is_scored(models, tmp_path):
                                             ("ref:2", ["hello"], "Ties"))]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test.parquet")
     metrics = evaluate(tmp_path, "--model", models[2], "--benchmark", tmp_path / "test.parquet")
-    assert metrics["overall"]["n"] == 6 + 10 + 6
+    assert metrics["overall"]["n"] == 3 + 6 + 3  # the pairs that have a label
+    assert len(predictions(tmp_path / "out")) == 6 + 10 + 6
     assert list(metrics["benchmark"]["scores"]) == ["Math", "Ties", "Score"]
     assert metrics["ranking"]["n_prompts"] == 3
     official, = json.loads((tmp_path / "out/report/rewardbench2.json").read_text("utf-8"))
@@ -365,7 +374,7 @@ def test_without_matplotlib_and_scikit_learn_there_is_a_report(run, tmp_path, mo
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "sklearn", None)
     metrics = evaluate(tmp_path, "--model", run)
-    assert ("without plots and the shortcut n-grams: they need pip install 'preference-model[report]'\n"
+    assert ("without plots and the n-gram shortcuts: they need pip install 'preference-model[report]'\n"
             in capsys.readouterr().out)
     assert list(metrics["overall"]["shortcuts"]) == ["longer", "more_markdown", "always_a", "response_only"]
     page = (tmp_path / "out/report/report.html").read_text("utf-8")
@@ -444,17 +453,14 @@ def test_a_file_that_holds_no_predictions_is_refused(evaluated, tmp_path, monkey
 
 def test_models_without_a_common_row_are_not_compared(evaluated, tmp_path, monkeypatch, capsys):
     mine = evaluated / "out/predictions.jsonl"
-    for others in (jsonl(tmp_path / "others.jsonl", [row | {"content": row["id"]}
-                                                     for row in predictions(evaluated / "out")]),
-                   evaluated / "texts/predictions.jsonl"):
-        found = refused(monkeypatch, capsys, "--predictions", mine, "--against", others, "--output", tmp_path / "out")
-        assert found == f"--against {others}: the two have no row in common"
+    others = jsonl(tmp_path / "others.jsonl", [row | {"content": row["id"]} for row in predictions(evaluated / "out")])
+    found = refused(monkeypatch, capsys, "--predictions", mine, "--against", others, "--output", tmp_path / "out")
+    assert found == f"--against {others}: the two have no row in common"
 
 
 def test_a_comparison_is_not_compared_with_a_classification(evaluated, tmp_path, monkeypatch, capsys):
     mine = evaluated / "out/predictions.jsonl"
-    others = jsonl(tmp_path / "others.jsonl", [row | {"content": predictions(evaluated / "out")[0]["content"]}
-                                               for row in predictions(evaluated / "texts")])
+    others = evaluated / "texts/predictions.jsonl"
     found = refused(monkeypatch, capsys, "--predictions", mine, "--against", others, "--output", tmp_path / "out")
     assert found == f"--against {others}: one compares responses and the other classifies texts"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pm.intervals import MOST_UNITS, RESAMPLES, means, ratio_interval, resampled_sums
+from pm.intervals import MOST_UNITS, RESAMPLES, means, ratio_interval, resampled_sums, widening
 
 
 def mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float | None, list[float] | None]:
@@ -79,7 +79,7 @@ def test_each_metric_has_its_own_rows():
     groups = np.array([0, 0, 1, 1, 2])
     values = np.array([1.0, 0.0, 1.0, 0.0, 1.0])
     found = means({"all": (values, np.ones(5, dtype=bool)), "first group": (values, groups == 0),
-                   "ones": (values, values == 1), "none": (values, np.zeros(5, dtype=bool))}, groups, ("ones",))
+                   "ones": (values, values == 1), "none": (values, np.zeros(5, dtype=bool))}, groups, ("all", "ones"))
     assert found["all"] == mean_interval(values, groups)
     assert found["first group"] == (0.5, None)
     assert found["ones"] == (1.0, pytest.approx([3 / (3 + 3.841459), 1.0]))  # Wilson's, of three groups
@@ -89,7 +89,7 @@ def test_each_metric_has_its_own_rows():
 def test_resamplings_without_a_row_that_counts_are_left_out():
     """Two of ten groups have one: a tenth of the resamplings draw neither."""
     values, counted = np.array([1.0, 0.0] * 5), np.arange(10) < 2
-    assert means({"": (values, counted)}, np.arange(10), ())[""] == (0.5, [0.0, 1.0])
+    assert means({"": (values, counted)}, np.arange(10), ("",))[""] == (0.5, [0.0, 1.0])
     assert ratio_interval(values * counted, counted.astype(float)) == (0.5, [0.0, 1.0])
 
 
@@ -204,3 +204,21 @@ def test_a_mean_is_a_ratio():
     ratio, interval = ratio_interval(np.bincount(groups, values), np.bincount(groups).astype(float))
     mean, wanted = mean_interval(values, groups)
     assert (ratio, interval) == (pytest.approx(mean), pytest.approx(wanted))
+
+
+@pytest.mark.parametrize(("groups", "wanted"), [(3, 2.6889), (5, 1.5837), (11, 1.1923), (41, 1.0440), (1001, 1.0017)])
+def test_an_interval_of_few_groups_is_wider_by_students_t(groups, wanted):
+    # t of 2, 4, 10, 40 and 1,000 degrees of freedom: 4.3027, 2.7764, 2.2281, 2.0211 and 1.9623
+    assert widening(groups) == pytest.approx(wanted, rel=0.035 if groups == 3 else 0.003)
+
+
+@pytest.mark.parametrize("groups", [4, 8, 20])
+def test_an_interval_of_few_groups_holds_the_mean_about_as_often_as_it_says(groups):
+    held = 0
+    for seed in range(400):
+        random_state = np.random.default_rng(seed)
+        values = np.repeat(random_state.normal(size=groups), 10) + random_state.normal(size=groups * 10)
+        every = np.ones(len(values), dtype=bool)
+        low, high = means({"": (values, every)}, np.repeat(np.arange(groups), 10), ())[""][1]
+        held += low <= 0 <= high
+    assert 0.9 <= held / 400 <= 0.99

@@ -14,7 +14,7 @@ A, B, TIE = {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 0.5}
 def row(a: str, b: str, margin: float, target=A, group="g", prompt="p") -> dict:
     """A comparison of two responses, named by letters; above 0 a is better."""
     return {"content_a": a, "content_b": b, "logits_ab": [margin + 1, 0.0], "logits_ba": [margin - 1, 0.0],
-            "target": target, "group": group, "prompt_key": prompt, "language": "en"}
+            "target": target, "group": group, "prompt_key": prompt, "language": "en", "temperature": 1.0}
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def test_which_response_is_called_a_changes_nothing():
 
 def test_half_of_a_tie_is_a_win_where_tie_is_a_class():
     logits = [np.log(3), 0.0, np.log(4)]  # 3/8, 1/8, 4/8
-    prompt = Prompt([{"content_a": "x", "content_b": "y", "logits_ab": logits, "logits_ba": logits,
+    prompt = Prompt([{"temperature": 1.0, "content_a": "x", "content_b": "y", "logits_ab": logits, "logits_ba": logits,
                       "target": {"a": 0.0, "b": 0.0, "tie": 1.0}}])
     assert prompt.wins == pytest.approx(np.array([[0, 5 / 8], [3 / 8, 0]]))
     assert prompt.margins == pytest.approx(np.array([[0, np.log(3)], [-np.log(3), 0]]))
@@ -159,10 +159,12 @@ def test_large_logits_have_finite_scores():
 
 def test_prompts_with_three_responses_make_a_ranking():
     rows = [row("x", "y", 1, prompt="two"), row("x", "y", 1, prompt="three"), row("y", "x", 1, prompt="two"),
-            row("x", "z", 1, prompt="three"), row("x", "y", 1, prompt="one more"), row("v", "w", 1, prompt="one more")]
+            row("x", "z", 1, prompt="three"), row("x", "y", 1, prompt="apart"), row("v", "w", 1, prompt="apart"),
+            row("y", "v", 1, prompt="joined"), row("x", "y", 1, prompt="joined"), row("v", "w", 1, prompt="joined")]
     found = prompts(rows)
-    assert [(prompt.rows[0]["prompt_key"], len(prompt.names)) for prompt in found] == [("three", 3), ("one more", 4)]
-    assert [prompt.rows[0]["prompt_key"] for prompt in prompts(rows, fewest=2)] == ["two", "three", "one more"]
+    assert [(prompt.rows[0]["prompt_key"], len(prompt.names)) for prompt in found] == [("three", 3), ("joined", 4)]
+    assert [prompt.rows[0]["prompt_key"] for prompt in prompts(rows, fewest=2)] == [
+        "two", "three", "apart", "apart", "joined"]
     assert prompts([]) == []
 
 

@@ -151,8 +151,10 @@ def test_a_model_above_its_shortcuts():
 
 
 def test_a_model_not_above_a_shortcut():
-    assert ("The model is not above a shortcut: the longer response has 0.333, from which the model differs by "
-            "+0.333 [0.000, 1.000]." in sentences(TWO_LANGUAGES))
+    said, = (line for line in sentences(TWO_LANGUAGES) if "longer response" in line)
+    low, high = evaluation(TWO_LANGUAGES)["overall"]["shortcuts"]["longer"]["difference_interval"]
+    assert said == ("The model is not above a shortcut: the longer response has 0.333, from which the model differs by "
+                    f"+0.333 [{low:.3f}, {high:.3f}].")
 
 
 def test_a_model_below_a_shortcut():
@@ -317,7 +319,8 @@ def test_what_a_user_wrote_is_escaped():
     rows = [one | {"shortcuts": {HOSTILE: 1.0}} for one in rows]
     texts = [(f"heading {HOSTILE}", HOSTILE, [(f"label {HOSTILE}", f"text {HOSTILE}")])]
     found = page(rows, texts=texts, difference={"other": f"file {HOSTILE}", "n": 1},
-                 benchmark={"name": f"bench {HOSTILE}", "scores": {f"subset {HOSTILE}": 0.5}},
+                 benchmark={"name": f"bench {HOSTILE}", "scores": {f"subset {HOSTILE}": 0.5},
+                            "missing": [HOSTILE]},
                  about={"model": f"model {HOSTILE}"})
     for word in ("heading ", "label", "text", "file", "bench", "subset", "model"):
         assert f"{word.strip()} {ESCAPED}" in found
@@ -406,9 +409,10 @@ def test_two_models_on_the_same_rows():
 
 def test_the_scores_of_a_benchmark():
     metrics = {"about": {}, **evaluation([sure()]),
-               "benchmark": {"name": "RewardBench", "scores": {"Chat": 1.0, "Score": None}}}
-    assert ("\n## RewardBench\n\n|  | score |\n|---|---:|\n| Chat | 1.000 |\n| Score | - |\n"
-            in to_markdown("t", blocks(metrics, {})))
+               "benchmark": {"name": "RewardBench", "scores": {"Chat": 1.0, "Score": None}, "missing": ["hep-js"]}}
+    shown = "\n## RewardBench\n\n|  | score |\n|---|---:|\n| Chat | 1.000 |\n| Score | - |\n\nWithout a row: hep-js.\n"
+    assert shown in to_markdown("t", blocks(metrics, {}))
+    assert "RewardBench:\n       score\nChat   1.000\nScore      -\nWithout a row: hep-js." in report.table(metrics)
 
 
 def test_what_a_report_is_about():

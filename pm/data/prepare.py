@@ -88,8 +88,7 @@ def split_rows(train: Rows, test: Rows | None, test_fraction: float, calibration
         rest, tested = (np.array(side, dtype=np.int64) for side in split(groups, prompts, test_fraction))
         trained, calibrated = (rest[side] for side in calibration_split(groups[rest], prompts[rest],
                                                                         calibration_fraction))
-        for held_out in (tested, calibrated):
-            _refuse(overlap(table.take(trained), table.take(held_out)))
+        _refuse(overlap(table.take(rest), table.take(tested)))
         for name, numbers in zip(SPLITS, (trained, calibrated, tested), strict=True):
             np.save(folder / f"{name}.npy", numbers)
 

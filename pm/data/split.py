@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pm.data.example import text_hash
 from pm.errors import UserError
 
-FEWEST_TO_CALIBRATE = 5  # groups: fewer say too little of a temperature, and are not held out
+FEWEST_TO_CALIBRATE = 8  # groups: fewer say too little of a temperature, and are not held out
 
 
 def split(groups: Sequence[str], prompt_keys: Sequence[str], test_fraction: float) -> tuple[list[int], list[int]]:
@@ -38,13 +38,14 @@ def calibration_split(groups: Sequence[str], prompt_keys: Sequence[str],
     names, joined = _join(groups, prompt_keys)
     if len(names) * fraction < FEWEST_TO_CALIBRATE:
         return list(range(len(groups))), []
-    return _sides(names, joined, fraction, "calibration")
+    return _sides(names, joined, fraction, "calibration", FEWEST_TO_CALIBRATE)
 
 
-def _sides(names: list[str], joined: np.ndarray, fraction: float, salt: str) -> tuple[list[int], list[int]]:
+def _sides(names: list[str], joined: np.ndarray, fraction: float, salt: str,
+           fewest: int = 1) -> tuple[list[int], list[int]]:
     hashes = (int(text_hash(salt, name), 16) for name in names)
     places = np.fromiter(hashes, np.uint64, len(names)) / 2.0**64
-    count = min(max(1, int((places < fraction).sum())), len(names) - 1)
+    count = min(max(fewest, int((places < fraction).sum())), len(names) - 1)
     chosen = np.zeros(len(names), dtype=bool)
     chosen[np.argsort(places, kind="stable")[:count]] = True
     return np.flatnonzero(~chosen[joined]).tolist(), np.flatnonzero(chosen[joined]).tolist()

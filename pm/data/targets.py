@@ -57,7 +57,7 @@ def distil(contents: Sequence[str], own_NC: np.ndarray, labels: Sequence[str], p
     """Targets (N, C) mixed with a teacher's, and how many rows it has predictions of; the others keep their own.
 
     `path` is the `predictions.jsonl` of an evaluation over the same texts, joined on `content`. The target becomes
-    `(1 - weight) * own + weight * softmax(teacher's logits / temperature)`, the logits averaged over both orders.
+    `(1 - weight) * own + weight * softmax(teacher's log-probabilities / temperature)`.
     Raises `UserError` where it cannot be read, has other classes or no row in common.
     """
     taught = {}

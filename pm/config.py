@@ -154,9 +154,10 @@ def newest_run(holds: str, root: Path = Path("runs")) -> Path:
 
 
 def load_config(run: Path) -> Config:
-    """The settings of a run. Raises `UserError`."""
+    """The settings of a run, which held out nothing to calibrate where it says nothing of that. Raises `UserError`."""
     try:
-        return _check(_defaults(Config(**json.loads((run / "config.json").read_text("utf-8")))))
+        saved = json.loads((run / "config.json").read_text("utf-8"))
+        return _check(_defaults(Config(**{"calibration_fraction": 0.0, **saved})))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{run} is not a run: config.json cannot be read: {error}") from None
 

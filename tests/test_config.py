@@ -382,6 +382,14 @@ def test_resumed_run_has_its_own_settings(tmp_path):
     assert (arguments.config.lora_rank, arguments.config.keep, arguments.config.test_fraction) == (4, 5, 0.05)
 
 
+def test_a_run_that_knew_no_calibration_held_out_nothing(tmp_path):
+    run = saved_run(tmp_path, "--data", "a.jsonl")
+    settings = json.loads((run / "config.json").read_text())
+    assert settings.pop("calibration_fraction") == 0.05
+    (run / "config.json").write_text(json.dumps(settings))
+    assert load_config(run).calibration_fraction == 0.0
+
+
 @pytest.mark.parametrize("labels", [[], ["--labels", "no", "yes"]])
 def test_resumed_classification_has_its_own_settings(tmp_path, labels):
     run = saved_run(tmp_path, "--task", "classification", "--data", "a.jsonl", *labels)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pm.predictions import mean_logits, softmax, targets
+
 LOWEST, HIGHEST = 0.02, 50.0
 SPREAD_OF_ALL = 1.0  # of ln(temperature) around 0, before any row is seen
 SPREAD_OF_LANGUAGES = 0.25  # of a language's ln(temperature) around that of all
@@ -40,25 +42,6 @@ def fit_temperatures(predictions: Sequence[dict]) -> Calibration:
     return Calibration(common, {str(language): _fit(logits_NC[languages == language], target_NC[languages == language],
                                                     common, SPREAD_OF_LANGUAGES)
                                 for language in np.unique(languages)}, len(predictions))
-
-
-def mean_logits(predictions: Sequence[dict]) -> np.ndarray:
-    """Logits (N, C) averaged over the orders that a row was read in."""
-    if "logits" in predictions[0]:
-        return np.array([row["logits"] for row in predictions], dtype=np.float64)
-    return (np.array([row["logits_ab"] for row in predictions], dtype=np.float64)
-            + np.array([row["logits_ba"] for row in predictions], dtype=np.float64)) / 2
-
-
-def targets(predictions: Sequence[dict]) -> np.ndarray:
-    """Targets (N, C), in the order of the logits."""
-    labels = list(predictions[0]["target"])
-    return np.array([[row["target"][label] for label in labels] for row in predictions], dtype=np.float64)
-
-
-def softmax(logits_NC: np.ndarray) -> np.ndarray:
-    odds = np.exp(logits_NC - logits_NC.max(axis=-1, keepdims=True))
-    return odds / odds.sum(axis=-1, keepdims=True)
 
 
 def _fit(logits_NC: np.ndarray, target_NC: np.ndarray, around: float, spread: float) -> float:

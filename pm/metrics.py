@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pm.calibration import mean_logits, softmax, targets
 from pm.intervals import means, ratio_interval, resampled_sums, widening
+from pm.predictions import mean_logits, softmax, targets
 from pm.ranking import concordance, cycles, prompts
 
 BINS = 10  # of confidence, equally wide

@@ -11,7 +11,7 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors import SafetensorError
 
-from pm.calibration import Calibration, mean_logits, softmax
+from pm.calibration import Calibration
 from pm.collator import Collator, shared_tokens
 from pm.data.example import FEATURES, Example
 from pm.data.forms import BadRow
@@ -23,6 +23,7 @@ from pm.encoding import ENCODED_FEATURES, Encoder, Template
 from pm.errors import UserError, first_line
 from pm.model import load_model, load_tokenizer, unswap
 from pm.plan import plan_evaluation, shares_prompts
+from pm.predictions import mean_logits, softmax
 from pm.task import CLASSIFICATION, PREFERENCE, Task
 
 BOTH = (False, True)

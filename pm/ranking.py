@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from pm.calibration import mean_logits, softmax
+from pm.predictions import mean_logits, softmax
 
 FEWEST = 3  # responses to one prompt that make a ranking
 RIDGE = 1e-12  # keeps scores finite where one response wins always, or where comparisons do not hang together

@@ -16,7 +16,7 @@ BESIDE = (("longer", "longer"), ("n_grams", "n-grams"))
 NAME_CHARACTERS = 32  # of a language, source or kind on the terminal
 FEWEST_TRIPLES = 20  # of responses, to say something of circles
 NUMBER = re.compile(r"[-+]?[\d,]+(\.\d+)?|-|\[.*\]")
-DIMENSIONS = {"language": "Language", "source": "Source", "kind": "Kind", "length": "Length in tokens",
+TITLES = {"language": "Language", "source": "Source", "kind": "Kind", "length": "Length in tokens",
               "length_difference": "Length of the better response against the worse one"}
 ON_TERMINAL = ("language", "source", "kind")
 LISTED = 30  # lines of a table, on the terminal and on the page of Markdown
@@ -163,7 +163,7 @@ def blocks(metrics: dict, plots: dict[str, str], texts: Sequence[tuple[str, str,
         if name.startswith("by_") and name != "by_class" and len(parts) > 1:
             dimension = name.removeprefix("by_")
             crossed = " and ".join(dimension.replace("_", " ").split(","))
-            yield Block(DIMENSIONS.get(dimension, f"By {crossed}"), folded=dimension not in DIMENSIONS,
+            yield Block(TITLES.get(dimension, f"By {crossed}"), folded=dimension not in TITLES,
                         table=_summaries([(value or "-", part) for value, part in parts.items()], overall))
     if "by_class" in metrics:
         yield Block("Classes", [_confusions(metrics["confusion"])], _classes(metrics))

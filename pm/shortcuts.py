@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from pm.calibration import mean_logits
 from pm.data.example import content_hash, text_hash
 from pm.data.prepare import cached, code_hash
+from pm.predictions import mean_logits
 
 N_GRAMS, PROMPT_ONLY, RESPONSE_ONLY = "n_grams", "prompt_only", "response_only"
 MOST_ROWS = 50_000

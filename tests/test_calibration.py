@@ -7,7 +7,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from pm.calibration import HIGHEST, LOWEST, Calibration, fit_temperatures, mean_logits, softmax, targets
+from pm.calibration import HIGHEST, LOWEST, Calibration, fit_temperatures
+from pm.predictions import mean_logits, softmax, targets
 
 A, B, TIE = {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 0.5}
 NAMES = ("a", "b", "tie")

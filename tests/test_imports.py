@@ -37,8 +37,8 @@ def test_the_walk_sees_known_imports():
     assert ours("pm.data.split") == {"pm.data.example", "pm.errors"}
 
 
-PURE = {"pm.plan", "pm.loss", "pm.schedule", "pm.data.targets", "pm.calibration", "pm.intervals", "pm.ranking",
-        "pm.metrics", "pm.benchmarks", "pm.report", "pm.plots"}
+PURE = {"pm.plan", "pm.loss", "pm.schedule", "pm.data.targets", "pm.predictions", "pm.calibration", "pm.intervals",
+        "pm.ranking", "pm.metrics", "pm.benchmarks", "pm.report", "pm.plots"}
 
 
 @pytest.mark.parametrize("name", sorted(PURE))

@@ -269,3 +269,4 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 if __name__ == "__main__":
     run_main(main, distributed.is_main)
+    distributed.end()

@@ -145,3 +145,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     run_main(main, distributed.is_main)
+    distributed.end()

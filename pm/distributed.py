@@ -58,6 +58,13 @@ def start() -> torch.device:
     return device
 
 
+def end() -> None:
+    """Leaves the ranks together: a process that ends with its connections open may be killed by their threads."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def main_first(work: Callable):
     """Runs `work()` on the first rank of each machine and then on the others, which find its cache filled."""
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0

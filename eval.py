@@ -191,7 +191,7 @@ def _write_report(folder: Path, predictions: list[dict], metrics: dict, rows: Sp
                if not there]
     if missing:
         distributed.say(f"without {' and '.join(missing)}: they need pip install 'preference-model[report]'")
-    drawn = plots.plots(metrics, read_history(run) if run else ()) if plots.available() else {}
+    drawn = plots.plots(metrics, read_history(run) if run else ())
     texts = _texts(surest_mistakes(predictions, MISTAKES), rows) if rows and "orders" in metrics else []
     title = f"Evaluation of {metrics['about'].get('model') or folder.parent}"
     (folder / "report.md").write_text(report.to_markdown(title, report.blocks(metrics, drawn)), "utf-8")

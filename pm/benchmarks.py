@@ -1,4 +1,4 @@
-"""RewardBench 1 and 2 and M-RewardBench for a model that compares two responses. Pure but for `find`.
+"""RewardBench 1 and 2 and M-RewardBench for a model that compares two responses. Pure.
 
 The official code scores one response at a time. Here every pair is compared in both orders, and where a prompt has
 more than two responses their scores are those of Bradley and Terry over all of their pairs.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pm.errors import UserError
+from pm.predictions import mean_logits
 from pm.ranking import Prompt
 
 REWARDBENCH, REWARDBENCH2, M_REWARDBENCH = "rewardbench", "rewardbench2", "m-rewardbench"
@@ -126,9 +127,9 @@ def _by_subset(predictions: Sequence[dict]) -> dict[str, float]:
     """Share of rows whose chosen response has the higher probability over both orders, an even verdict counting half:
     a model that follows the order alone scores 0.5."""
     right: dict[str, list[float]] = {}
-    for row in predictions:
+    for row, logits in zip(predictions, mean_logits(predictions), strict=True):
         wanted = np.sign(row["target"]["a"] - row["target"]["b"])
-        margin = row["logits_ab"][0] - row["logits_ab"][1] + row["logits_ba"][0] - row["logits_ba"][1]
+        margin = logits[0] - logits[1]
         right.setdefault(_subset(row), []).append(float(np.sign(margin * wanted) + 1) / 2)
     return {subset: float(np.mean(values)) for subset, values in sorted(right.items())}
 

@@ -25,7 +25,10 @@ def available() -> bool:
 
 
 def plots(metrics: dict, history: Sequence[dict] = ()) -> dict[str, str]:
-    """SVG by name. `metrics` as of `metrics.evaluation`; `history`: the lines of a run's metrics.jsonl."""
+    """SVG by name, none of them without matplotlib. `metrics` as of `metrics.evaluation`; `history`: the lines of a
+    run's metrics.jsonl."""
+    if not available():
+        return {}
     known = {name: found["accuracy"] for name, found in metrics["overall"].get("shortcuts", {}).items()}
     best = max(known, key=lambda name: known[name] or 0.0, default="")
     languages = dict(list(metrics["by_language"].items())[:MOST_BARS])

@@ -154,7 +154,7 @@ class Tracker:
         tables = {name: wandb.Table([name.removeprefix("by_"), "n", "accuracy", "low", "high", "log_loss"], [
             [value, part["n"], part["accuracy"], *(part["accuracy_interval"] or (None, None)), part["log_loss"]]
             for value, part in found.items()]) for name, found in parts.items()}
-        drawn = plots.plots(metrics) if plots.available() else {}
+        drawn = plots.plots(metrics)
         self.wandb.log({f"eval/{name}": value for name, value in (
             *tables.items(), *((name, wandb.Html(svg)) for name, svg in drawn.items()))}, step=step)
 

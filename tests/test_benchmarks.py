@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from transformers import Cohere2Config
+from tiny import TOKENIZER, TWO, tiny_model
 
 from pm import benchmarks
 from pm.benchmarks import (
@@ -29,10 +29,8 @@ from pm.data.sources import Reading, first_row
 from pm.data.targets import target_matrix, with_targets
 from pm.encoding import Encoder
 from pm.errors import UserError
-from pm.model import Cohere2ForSequenceClassification
 from pm.predict import PreferenceModel
 from pm.task import PREFERENCE, Task
-from pm.tokenizer import train_tokenizer
 
 A, B, TIE = {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 0.5}
 
@@ -350,20 +348,11 @@ def test_each_language_of_the_hub_is_one_source():
 
 # From files with the columns of the real ones to scores
 
-TOKENIZER = train_tokenizer(["The quick brown fox says hello to the lazy dog. 0123456789"] * 9, 400)
 
 
 def model(head=None) -> PreferenceModel:
     """Small and random; or with a head that says the same of every text."""
-    torch.manual_seed(0)
-    made = Cohere2ForSequenceClassification(Cohere2Config(
-        vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=48, sliding_window=8, layer_types=["sliding_attention", "full_attention"],
-        max_position_embeddings=256, pad_token_id=TOKENIZER.pad_token_id, bos_token_id=TOKENIZER.bos_token_id,
-        eos_token_id=TOKENIZER.eos_token_id, num_labels=2, score_bias=head is not None))
-    for parameter in made.parameters():
-        if parameter.dim() > 1:
-            parameter.data.normal_(std=0.2)
+    made = tiny_model(TWO, head is not None)
     if head:
         made.score.weight.data.zero_()
         made.score.bias.data = torch.tensor(head)

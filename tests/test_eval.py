@@ -12,46 +12,20 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
-from transformers import Cohere2Config
+from tiny import NAMES, THREE, TWO, export
 
 from eval import main
 from pm.config import Config
-from pm.encoding import Template
 from pm.errors import run_main
-from pm.model import Cohere2ForSequenceClassification
 from pm.task import CLASSIFICATION, PREFERENCE
-from pm.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
-TOKENIZER = train_tokenizer(["The quick brown fox says hello to the lazy dog. 0123456789"] * 9, 400)
-TWO, THREE, NAMES = ("a", "b"), ("a", "b", "tie"), ("negative", "neutral", "positive")
 
 ROWS = [{"id": f"r{number}", "prompt": f"Say {number}", "response_a": "the fox " * (number % 3 + 1),
          "response_b": "مرحبا <b>" if number % 2 else "dog", "winner": "ab"[number % 2],
          "language": ("en", "ar")[number % 2], "kind": f"k{number % 3}"} for number in range(6)]
 TEXTS = [{"text": f"fox {number}", "label": NAMES[number % 3]} for number in range(6)]
-
-
-def export(folder, task: str, labels: tuple[str, ...]):
-    """A folder as `pm.export` writes it with --tune full."""
-    torch.manual_seed(0)
-    model = Cohere2ForSequenceClassification(Cohere2Config(
-        vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=48, sliding_window=8, layer_types=["sliding_attention", "full_attention"],
-        max_position_embeddings=256, pad_token_id=TOKENIZER.pad_token_id, bos_token_id=TOKENIZER.bos_token_id,
-        eos_token_id=TOKENIZER.eos_token_id, id2label=dict(enumerate(labels)), score_bias=labels != TWO,
-        label2id={label: number for number, label in enumerate(labels)}))
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.data.normal_(std=0.2)
-    model.save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    (folder / "preference.json").write_text(json.dumps({
-        "base": "none", "tune": "full", "dtype": "float32", "task": task, "labels": labels, "max_length": 64,
-        "template": Template.of(TOKENIZER).saved(), "checkpoint": "step_000004"}))
-    return folder
 
 
 @pytest.fixture(scope="module")

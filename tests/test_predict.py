@@ -1,48 +1,22 @@
 """An exported model compares and classifies; its weights are random, small and the same each time."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import Cohere2Config
+from tiny import NAMES, THREE, TOKENIZER, TWO, export
 
 from pm.data.example import FEATURES, Example, text_hash
 from pm.data.targets import target_matrix, with_targets
-from pm.encoding import ENCODED_FEATURES, Template
+from pm.encoding import ENCODED_FEATURES
 from pm.errors import UserError
-from pm.model import Cohere2ForSequenceClassification
 from pm.plan import shares_prompts
 from pm.predict import PreferenceModel, find_export, score
 from pm.task import CLASSIFICATION, PREFERENCE, Task
-from pm.tokenizer import train_tokenizer
 
-TOKENIZER = train_tokenizer(["The quick brown fox says hello to the lazy dog. 0123456789"] * 9, 400)
 CPU = torch.device("cpu")
-TWO, THREE, NAMES = ("a", "b"), ("a", "b", "tie"), ("negative", "neutral", "positive")
-
-
-def export(folder, task: str, labels: tuple[str, ...], changes=None):
-    """A folder as `pm.export` writes it with --tune full. `changes` of its settings; None takes one out."""
-    torch.manual_seed(0)
-    model = Cohere2ForSequenceClassification(Cohere2Config(
-        vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=48, sliding_window=8, layer_types=["sliding_attention", "full_attention"],
-        max_position_embeddings=256, pad_token_id=TOKENIZER.pad_token_id, bos_token_id=TOKENIZER.bos_token_id,
-        eos_token_id=TOKENIZER.eos_token_id, id2label=dict(enumerate(labels)),
-        label2id={label: number for number, label in enumerate(labels)}))
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.data.normal_(std=0.2)
-    model.save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    settings = {"base": "none", "tune": "full", "dtype": "float32", "task": task, "labels": labels, "max_length": 64,
-                "template": Template.of(TOKENIZER).saved()} | (changes or {})
-    settings = {name: value for name, value in settings.items() if value is not None}
-    (folder / "preference.json").write_text(json.dumps(settings))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         export = find_export(name)
         run = export.parent if (export.parent / "config.json").is_file() else None
         output = arguments.output or _output(arguments, export, run)
-        model = PreferenceModel.from_pretrained(export, device)
+        model = PreferenceModel.from_pretrained(export, device, arguments.packing)
         if benchmark and not model.task.compares:
             raise UserError(f"--benchmark {arguments.benchmark}: {name} classifies texts, it compares no responses")
         data = distributed.main_first(lambda: _data(arguments, benchmark, run)) if run else None
@@ -246,16 +246,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
                                                     "export; with --predictions their folder's name and -again]")
     parser.add_argument("--format", choices=FORMS, help="as for train.py")
     parser.add_argument("--detect_languages", action="store_true", help="as for train.py")
-    parser.add_argument("--tokens_per_micro_batch", type=int, default=Config.tokens_per_micro_batch,
-                        help="as for train.py, whose numbers have the same last digits where it is the same "
-                             "[%(default)s]")
+    parser.add_argument("--tokens_per_micro_batch", type=int,
+                        help="tokens of one forward pass [as in the run: then the last digits are the same]")
+    parser.add_argument("--packing", action=argparse.BooleanOptionalAction, help="as for train.py [as in the run]")
     for name, kind in (("max_bad_fraction", float), ("margin_scale", float), ("cache_dir", str)):
         default = getattr(Config, name)
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"as for train.py [{default}]")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher appends it
     parser.error = fail
     arguments = parser.parse_args(argv)
-    if arguments.tokens_per_micro_batch < 1:
+    if arguments.tokens_per_micro_batch is not None and arguments.tokens_per_micro_batch < 1:
         raise UserError(f"--tokens_per_micro_batch {arguments.tokens_per_micro_batch}: must be at least 1")
     if arguments.benchmark and arguments.format:
         raise UserError(f"--benchmark {arguments.benchmark} has a form of its own; take --format out")

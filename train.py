@@ -9,13 +9,14 @@ from functools import cache, partial
 import deepspeed
 from datasets import Dataset
 
-from pm import checkpoint, distributed, report
+from pm import checkpoint, distributed, memory, report
 from pm.batches import Batches, seed_step
 from pm.calibration import fit_temperatures
-from pm.config import parse
+from pm.config import AUTO, parse
 from pm.engine import (
     check_config,
     create_moments,
+    drop_step,
     engine_config,
     get_state,
     prepare_start,
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
     noticed = distributed.on_main(lambda: audit_run(config, run, data))
     distributed.say("\n".join([f"run: {run}", data.summary, *noticed]))
     batches = Batches(data.train.encoded, data.rates, data.encoder.template, ds_config["train_batch_size"],
-                      config.tokens_per_micro_batch, config.orders or "none", config.seed)
+                      config.evaluation_tokens, config.orders or "none", config.seed, config.packing)
     total_steps = min(max(1, round(config.epochs * batches.per_epoch)), config.max_steps or 10**12)
 
     # 3. Model and engine
@@ -66,66 +67,80 @@ def main(argv: list[str]) -> None:
     if resumed:
         set_state(engine, resumed.state(), progress["updates"])
         distributed.say(f"resumed from {resumed.path} at step {progress['step']} of {total_steps}")
+    if config.tokens_per_micro_batch == AUTO:
+        batches.token_budget = (resumed.trainer["tokens_per_micro_batch"] if resumed
+                                else memory.fitting_budget(engine.module, batches, device))
     tracker = Tracker(run, total_steps, progress["step"], config.wandb_project if config.wandb else "",
                       vars(config) | {"ds_config": ds_config})
 
     # 4. The loop
     def evaluate(rows: Dataset) -> list[dict]:
-        return score(engine, rows, data.encoder.template, data.task, config.tokens_per_micro_batch, device, shared=True)
+        return score(engine, rows, data.encoder.template, data.task, config.evaluation_tokens, device,
+                     packing=config.packing, shared=True)
 
     shortcuts = cache(lambda: fitted_shortcuts(data, data.test.rows, config.cache_dir))
 
     def metrics_of(predictions: list[dict]) -> dict:
         return distributed.on_main(lambda: evaluation(with_shortcuts(predictions, shortcuts())))
 
-    updates, best, skipped = progress["updates"], progress["best"], 0
+    step, updates, best, skipped = progress["step"], progress["updates"], progress["best"], 0
     predictions, saved = [], resumed.path.name if resumed else None
     stop = distributed.StopSignal()
     engine.train()
-    for step in range(progress["step"], total_steps):
+    while step < total_steps:
         started = time.perf_counter()
         rate = learning_rate(step, total_steps, optimizer["lr"], config.warmup, config.min_lr)
         seed_step(config.seed, step)
         rows_in_step, micro_batches = batches.step(step)
         statistics = StepStatistics(device, data.task.compares, batches.orders_per_row)
-        for micro_batch in micro_batches:
-            batch = {name: tensor.to(device) for name, tensor in micro_batch.tensors.items()}
-            logits_BC = engine(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            logits_NOC = unswap(logits_BC, batch["swapped"]).view(len(micro_batch.ids), batches.orders_per_row, -1)
-            loss_N = preference_loss(logits_NOC, batch["target"], config.order_weight,
-                                     config.consistency_weight, config.label_smoothing)
-            # DeepSpeed averages gradients over the ranks; this makes that the mean over the step's rows.
-            engine.backward(loss_N.sum() * (micro_batch.weight * distributed.world_size() / rows_in_step))
-            statistics.add(micro_batch, batch["target"], logits_NOC, loss_N)
+        with memory.Guard() as guard:
+            for micro_batch in micro_batches:
+                inputs, swapped_B, target_NC = micro_batch.on(device)
+                logits_NOC = unswap(engine(**inputs).logits, swapped_B).unflatten(0, (-1, batches.orders_per_row))
+                loss_N = preference_loss(logits_NOC, target_NC, config.order_weight, config.consistency_weight,
+                                         config.label_smoothing)
+                # DeepSpeed averages gradients over the ranks; this makes that the mean over the step's rows.
+                engine.backward(loss_N.sum() * (micro_batch.weight * distributed.world_size() / rows_in_step))
+                statistics.add(micro_batch, target_NC, logits_NOC, loss_N)
+        if guard.ran_out:
+            inputs = logits_NOC = loss_N = None  # with them goes the memory
+            drop_step(engine, batches.shortest().on(device)[0])
         norm, updated = update(engine, rate)
+        values = statistics.reduce(rows_in_step, stop.received, guard.ran_out)
+        if values.out_of_memory:
+            batches.halve_budget()
+            tracker.say(f"step {step + 1}: out of memory; again with {batches.token_budget:,} tokens of a micro-batch")
+            continue
+        step += 1
         updates, skipped = (updates + 1, 0) if updated else (updates, skipped + 1)
-        values = statistics.reduce(rows_in_step, stop.received)
         if not updated:
-            tracker.say(f"step {step + 1}: loss or gradient is not finite, step skipped; rows: {statistics.suspects()}")
+            tracker.say(f"step {step}: loss or gradient is not finite, step skipped; rows: {statistics.suspects()}")
             if skipped == 3:
-                raise UserError(f"three steps in a row were not finite, the last one step {step + 1}; the run has "
-                                f"stopped ({f'its last checkpoint is {saved}' if saved else 'without a checkpoint'})")
+                raise UserError(f"three steps in a row were not finite, the last one step {step}; the run has stopped "
+                                f"({f'its last checkpoint is {saved}' if saved else 'without a checkpoint'})")
         seconds = time.perf_counter() - started
-        tracker.step({"step": step + 1, **values.numbers, "learning_rate": rate, "gradient_norm": norm,
-                      "tokens_per_second": values.tokens / seconds}, show=(step + 1) % config.log_every == 0)
+        tracker.step({"step": step, **values.numbers, "learning_rate": rate, "gradient_norm": norm, "seconds": seconds,
+                      "tokens_per_second": values.tokens / seconds, "peak_memory": memory.peak_bytes(device)},
+                     show=step % config.log_every == 0)
 
         # 5. Evaluation and checkpoint; the last one is exported
-        last = step + 1 == total_steps
-        evaluates = last or (config.eval_every and (step + 1) % config.eval_every == 0)
+        last = step == total_steps
+        evaluates = last or (config.eval_every and step % config.eval_every == 0)
         if evaluates and len(data.test.encoded):
             predictions = evaluate(data.test.encoded)
             metrics = metrics_of(predictions)
-            tracker.evaluation(step + 1, metrics)
-            tracker.say(f"step {step + 1} test: {report.short(metrics['overall'])}")
+            tracker.evaluation(step, metrics)
+            tracker.say(f"step {step} test: {report.short(metrics['overall'])}")
         if evaluates or values.stop:
             found = metrics["overall"][config.best_metric] if evaluates and len(data.test.encoded) else None
             is_best = checkpoint.is_better(found, best, config.best_metric)
             best = found if is_best else best
-            state, trainer = get_state(engine), {"step": step + 1, "updates": updates, "best": best}
+            state, trainer = get_state(engine), {"step": step, "updates": updates, "best": best,
+                                                "tokens_per_micro_batch": batches.token_budget}
             saved = distributed.on_main(partial(checkpoint.commit, run, state, trainer, config.keep, is_best))
         if values.stop and not last:
             tracker.close()
-            distributed.say(f"stopped at step {step + 1}; continue with: deepspeed train.py --deepspeed_config "
+            distributed.say(f"stopped at step {step}; continue with: deepspeed train.py --deepspeed_config "
                             f"{run / 'ds_config.json'} --resume {run}")
             return
     tracker.close()

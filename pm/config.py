@@ -30,6 +30,10 @@ DS_KEYS = {
 OPTIMIZER_KEYS = {"lr", "betas", "eps", "weight_decay", "torch_adam"}
 
 
+AUTO = "auto"
+DEFAULT_TOKENS = 8192
+
+
 def flag(default, text: str, choices: tuple = (), changeable: bool = False):
     """A field with its help text. `changeable`: a resumed run may have another value, since the result stays."""
     metadata = {"help": text, "choices": choices, "changeable": changeable}
@@ -87,7 +91,11 @@ class Config:
     max_steps: int | None = flag(None, "stop after this many steps; the schedule ends there too")
     warmup: float = flag(0.05, "share of the steps in which the learning rate rises")
     min_lr: float = flag(0.1, "share of the peak learning rate at the end of the cosine")
-    tokens_per_micro_batch: int = flag(8192, "padded tokens of one forward pass on one rank", changeable=True)
+    tokens_per_micro_batch: int | str = flag(DEFAULT_TOKENS, "tokens of one forward pass on one rank, with "
+                                             "their padding; auto: as many as fit the memory", changeable=True)
+    packing: bool | None = flag(None, "read sequences without padding, and what both orders begin with once, by a "
+                                      "faster forward; else padded, by that of transformers and peft "
+                                      "[where there is no ZeRO 3 and no --lora_dropout]", changeable=True)
     seed: int = flag(0, "of the data order, the A/B order, dropout and new weights")
     # evaluation, checkpoints, logging
     eval_every: int = flag(200, "steps between evaluations, each followed by a checkpoint; 0: only at the end")
@@ -101,6 +109,11 @@ class Config:
     @property
     def random_base(self) -> bool:
         return self.model == SMALL_RANDOM
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Of one forward pass where nothing is trained: the same on every machine, as are the last digits."""
+        return DEFAULT_TOKENS if self.tokens_per_micro_batch == AUTO else self.tokens_per_micro_batch
 
     @property
     def reading(self) -> Reading:
@@ -140,9 +153,9 @@ def parse(argv: list[str]) -> Arguments:
     given.pop("local_rank")
     ds_config = read_ds_config(Path(ds_path))
     if resume is None:
-        return Arguments(_check(_defaults(Config(**given))), ds_config, None)
+        return Arguments(_with_packing(_check(_defaults(Config(**given))), ds_config, given), ds_config, None)
     run = newest_run("checkpoints/latest") if resume == "newest" else Path(resume)
-    return Arguments(_check(_resumed(run, given, ds_config)), ds_config, run)
+    return Arguments(_with_packing(_check(_resumed(run, given, ds_config)), ds_config, given), ds_config, run)
 
 
 def newest_run(holds: str, root: Path = Path("runs")) -> Path:
@@ -154,10 +167,11 @@ def newest_run(holds: str, root: Path = Path("runs")) -> Path:
 
 
 def load_config(run: Path) -> Config:
-    """The settings of a run, which held out nothing to calibrate where it says nothing of that. Raises `UserError`."""
+    """The settings of a run. One that says nothing of the calibration split or of packing had none. Raises
+    `UserError`."""
     try:
         saved = json.loads((run / "config.json").read_text("utf-8"))
-        return _check(_defaults(Config(**{"calibration_fraction": 0.0, **saved})))
+        return _check(_defaults(Config(**{"calibration_fraction": 0.0, "packing": False, **saved})))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{run} is not a run: config.json cannot be read: {error}") from None
 
@@ -265,7 +279,9 @@ def _add_flag(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
         text += f" [{shown}]"
     options: dict = {"default": argparse.SUPPRESS, "help": text}  # so that a flag that is not given can be told apart
     optional = [part for part in typing.get_args(kind) if part is not type(None)]
-    if isinstance(kind, types.UnionType):
+    if kind == int | str:
+        kind = _number_or_auto
+    elif isinstance(kind, types.UnionType):
         kind = optional[0]
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
@@ -274,8 +290,12 @@ def _add_flag(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
     else:
         options |= {"type": kind}
         options |= {"choices": item.metadata["choices"]} if item.metadata["choices"] else {
-            "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+            "metavar": {int: "N", float: "X", str: "TEXT", _number_or_auto: "N"}[kind]}
     parser.add_argument(f"--{item.name}", **options)
+
+
+def _number_or_auto(text: str) -> int | str:
+    return text if text == AUTO else int(text)
 
 
 def fail(message: str):
@@ -295,6 +315,19 @@ def _defaults(config: Config) -> Config:
     if config.task == PREFERENCE:
         values |= {"orders": config.orders or "both", "labels": config.labels or ["a", "b"]}
     return dataclasses.replace(config, **values)
+
+
+def _with_packing(config: Config, ds_config: dict, given: dict) -> Config:
+    """With `packing` decided. Raises `UserError` where it is among the flags that were given, and cannot be."""
+    zero3 = ds_config.get("zero_optimization", {}).get("stage") == 3
+    possible = not zero3 and not config.lora_dropout
+    if given.get("packing") and not possible:
+        raise UserError("--packing runs without zero_optimization.stage 3, which gathers only the weights of modules "
+                        f"that are called, and without --lora_dropout, which is {config.lora_dropout}")
+    if config.tokens_per_micro_batch == AUTO and zero3:
+        raise UserError("--tokens_per_micro_batch auto runs without zero_optimization.stage 3, whose passes are those "
+                        "of all ranks together")
+    return dataclasses.replace(config, packing=possible and config.packing is not False)
 
 
 def default_test_fraction(data: list[str], test_data: list[str]) -> float:
@@ -324,7 +357,8 @@ def _check(config: Config) -> Config:
         ("max_steps", config.max_steps is None or config.max_steps >= 1, "at least 1"),
         ("warmup", 0 <= config.warmup <= 1, "between 0 and 1"),
         ("min_lr", 0 <= config.min_lr <= 1, "between 0 and 1"),
-        ("tokens_per_micro_batch", config.tokens_per_micro_batch >= 1, "at least 1"),
+        ("tokens_per_micro_batch", config.tokens_per_micro_batch == AUTO or config.tokens_per_micro_batch >= 1,
+         "at least 1, or auto"),
         ("eval_every", config.eval_every >= 0, "at least 0"),
         ("keep", config.keep >= 1, "at least 1"),
         ("log_every", config.log_every >= 1, "at least 1"),

@@ -4,7 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from datasets import Features, List, Value
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value
 from tokenizers import Tokenizer
 
 from pm.data.example import content_hash, markdown_marks, text_hash
@@ -82,6 +84,12 @@ class Template:
         """`prompt_ids` are whole turns; the responses, two or none, are bare."""
         ends = [token for response in responses for token in self.turn("assistant", response)]
         return [self.bos, *prompt_ids, *ends, self.eos]
+
+
+def row_lengths(encoded: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row the tokens of its sequence and those of its prompt, both (N,)."""
+    columns = encoded.select_columns(["tokens", "prompt_ids"]).with_format("arrow")[:]
+    return columns["tokens"].to_numpy(), pc.list_value_length(columns["prompt_ids"]).to_numpy()
 
 
 def share_budget(lengths: Sequence[int], total: int) -> list[int]:

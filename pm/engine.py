@@ -70,6 +70,17 @@ def update(engine, learning_rate: float) -> tuple[float, bool]:
     return norm, True
 
 
+def drop_step(engine, inputs: dict) -> None:
+    """Lets `update` make none on any rank: what is left of a backward pass that broke off must not be used.
+
+    `inputs` are those of any micro-batch. Raises `UserError` with ZeRO 2 and 3, which reduce gradients in between.
+    """
+    if engine.zero_optimization_stage() > 1:
+        raise UserError("out of memory; with zero_optimization.stage 2 or 3 the step cannot be made again: a lower "
+                        "--tokens_per_micro_batch takes less")
+    engine.backward(engine(**inputs).logits.sum() * math.nan)
+
+
 def create_moments(engine, updates: int = 0) -> None:
     """Gives Adam the zero moments that it would make at its first update.
 

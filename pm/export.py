@@ -80,7 +80,7 @@ def export(run: Path, checkpoint: Checkpoint, output: Path, calibration: Calibra
                             f"model's; {TOLERANCE[dtype]:g} is allowed: it was not saved")
         if calibration is None:
             held_out = load_data(config, run).calibration.encoded
-            calibration = fit_temperatures(fresh.score(held_out, config.tokens_per_micro_batch))
+            calibration = fit_temperatures(fresh.score(held_out))
         _save(temporary, settings | {"calibration": asdict(calibration)})
         shutil.rmtree(output, ignore_errors=True)
         os.rename(temporary, output)
@@ -103,7 +103,8 @@ def _write(folder: Path, run: Path, config: Config, model, checkpoint: Checkpoin
     tokenizer.save_pretrained(folder)
     settings = {
         "base": base, "tune": config.tune, "dtype": str(dtype).removeprefix("torch."), "task": config.task,
-        "labels": list(model.config.id2label.values()),
+        "labels": list(model.config.id2label.values()), "packing": config.packing,
+        "tokens_per_micro_batch": config.evaluation_tokens,
         "max_length": config.max_length, "template": Template.of(tokenizer).saved(), "run": run.name,
         "checkpoint": checkpoint.path.name, "step": checkpoint.trainer["step"],
     }

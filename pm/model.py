@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoTokenizer, Cohere2Config, Cohere2Model,
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pm.errors import UserError, first_line
+from pm.fused import last_hidden_states
+from pm.packing import Pack
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
          "intermediate_size": 352, "sliding_window": 256, "max_position_embeddings": 8192}
@@ -51,52 +53,32 @@ class Cohere2ForSequenceClassification(Cohere2PreTrainedModel):
     def set_input_embeddings(self, value):
         self.model.embed_tokens = value
 
-    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None, branches=None, **kwargs):
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None, pack: Pack | None = None,
+                **kwargs):
         """Logits (B, C) in fp32, read on the last token that `attention_mask` (B, L) holds, on whichever side the
         padding is. The mask decides and not the pad id, which a text may hold and which may equal eos.
 
-        With `branches` (B, L) in place of the mask each sequence is two, which share their beginning
-        (`Collator.both_orders`): logits (2 B, C), those of one sequence side by side.
+        With a `pack` of B sequences in their place, the same logits by the faster forward (`fused.py`).
         """
+        if pack is not None:
+            logits_BC = self.score(last_hidden_states(self.model, pack))
+        else:
+            hidden_BD = self._last_hidden_states(input_ids, attention_mask, inputs_embeds, **kwargs)
+            logits_BC = self.score(hidden_BD)
+        loss = None if labels is None else F.cross_entropy(logits_BC, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits_BC)
+
+    def _last_hidden_states(self, input_ids, attention_mask, inputs_embeds, **kwargs) -> torch.Tensor:
         kwargs["use_cache"] = False
         kwargs.pop("return_dict", None)
-        if branches is not None:
-            masks, positions_BL = branch_masks(branches, self.config.sliding_window)
-            hidden_BLD = self.model(input_ids=input_ids, attention_mask=masks, position_ids=positions_BL,
-                                    **kwargs).last_hidden_state
-            last_BO = torch.stack([_last(branches == branch) for branch in (1, 2)], dim=1)
-            rows_B1 = torch.arange(len(hidden_BLD), device=hidden_BLD.device)[:, None]
-            return SequenceClassifierOutput(logits=self.score(hidden_BLD[rows_B1, last_BO]).flatten(0, 1))
         hidden_BLD = self.model(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds,
                                 **kwargs).last_hidden_state
         batch, length = hidden_BLD.shape[:2]
         if attention_mask is None:
             last_B = torch.full((batch,), length - 1, device=hidden_BLD.device)
         else:
-            last_B = _last(attention_mask.bool())
-        logits_BC = self.score(hidden_BLD[torch.arange(batch, device=hidden_BLD.device), last_B])
-        loss = None if labels is None else F.cross_entropy(logits_BC, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits_BC)
-
-
-def _last(mask_BL: torch.Tensor) -> torch.Tensor:
-    """The last place (B,) where the mask is true."""
-    return (mask_BL * torch.arange(mask_BL.shape[1], device=mask_BL.device)).argmax(1)
-
-
-def branch_masks(branches_BL: torch.Tensor, window: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """What each token sees, (B, 1, L, L) by the type of the layer, and its position (B, L).
-
-    A token sees what is before it in its own branch and in what both share (0); the second branch begins at the same
-    position as the first. Padding (-1) sees itself, so that no row of the mask is empty.
-    """
-    place_L = torch.arange(branches_BL.shape[1], device=branches_BL.device, dtype=torch.int32)
-    own_BLL = branches_BL[:, :, None] == branches_BL[:, None, :]
-    seen_BLL = (place_L[:, None] >= place_L) & (own_BLL | (branches_BL[:, None, :] == 0))
-    positions_BL = place_L - (branches_BL == 2) * (branches_BL == 1).sum(1, keepdim=True, dtype=torch.int32)
-    near_BLL = positions_BL[:, :, None] - positions_BL[:, None, :] < window
-    masks = {"full_attention": seen_BLL[:, None], "sliding_attention": (seen_BLL & near_BLL)[:, None]}
-    return masks, positions_BL.long()
+            last_B = (attention_mask * torch.arange(length, device=hidden_BLD.device)).argmax(1)
+        return hidden_BLD[torch.arange(batch, device=hidden_BLD.device), last_B]
 
 
 def unswap(logits_BC: torch.Tensor, swapped_B: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,14 @@
 """Which rows make up a step, and how they are cut into micro-batches. Pure: numbers in, indices out.
 
-A global batch is drawn at random; only inside it are rows sorted by length, so bucketing changes the speed
+A global batch is drawn at random; only inside it are rows sorted by length or packed, which changes the speed
 and never the gradient. A step's plan depends on (lengths, train_batch_size, token budget, ranks, seed, epoch)
 and on nothing else, so to resume is to seek. Where rows are not used equally often, their rates decide as well.
 """
 
 import hashlib
+import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,8 +18,6 @@ from pm.errors import UserError
 # itself (launches, padding it to a matrix), and the length at which attention costs as much as the linear layers.
 FIXED_COST = 128.0
 ATTENTION_LENGTH = 4096.0
-LONGEST_MASKED = 4096  # tokens: a mask takes the square of that
-MASKED_ATTENTION_LENGTH = 2048.0  # the same for attention through a mask, measured with tests/bench/shared_prefix.py
 EVALUATION_BLOCK = 1024
 STARTS_AT_ONCE = 64
 
@@ -87,12 +86,47 @@ def epoch_rows(rates: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return np.repeat(np.arange(len(rates)), times)[epoch_order(count, seed, epoch)]
 
 
-def plan_step(lengths: np.ndarray, rows: np.ndarray, token_budget: int, ranks: int) -> list[list[list[int]]]:
-    """Cuts one global batch into micro-batches: `plan[rank][micro_batch]` is a list of row numbers.
+def plan_packs(tokens: np.ndarray, costs: np.ndarray, rows: np.ndarray, token_budget: int,
+               ranks: int) -> list[list[list[int]]]:
+    """Deals one global batch to packs without padding: `plan[rank][micro_batch]` is a list of row numbers.
 
     Every rank gets the same number of micro-batches (ZeRO 2 and 3 reduce at every backward); one that has no
-    rows is empty. Of all cuts in which `rows * longest` stays within `token_budget` per rank, the one with the
-    lowest modelled cost is taken. A single row longer than the budget is a micro-batch of its own.
+    rows is empty. Ranks have nearly equal sums of `costs`, and the micro-batches of a rank nearly equal tokens, at most
+    `token_budget`; a single row with more is a micro-batch of its own.
+    """
+    parts = [rows[part] for part in balance(costs[rows], ranks)]
+    count = max(1, max(-(-int(np.minimum(tokens[part], token_budget).sum()) // token_budget) for part in parts))
+    while True:
+        plan = [[part[some].tolist() for some in balance(tokens[part], count)] for part in parts]
+        if all(len(some) < 2 or tokens[some].sum() <= token_budget for packs in plan for some in packs):
+            return plan
+        count += 1 + count // 8
+
+
+def balance(costs: np.ndarray, parts: int) -> list[list[int]]:
+    """Numbers of `costs` in `parts` lists with nearly equal sums, by the largest differencing method (Karmarkar and
+    Karp 1982): of all partial solutions, the two that are least even are joined, the largest part to the smallest."""
+    empty = [(0.0, ())] * (parts - 1)
+    heap = [(-float(cost), number, [*empty, (float(cost), (number,))]) for number, cost in enumerate(costs)]
+    heapq.heapify(heap)
+    while len(heap) > 1:
+        (_, number, one), (_, _, other) = heapq.heappop(heap), heapq.heappop(heap)
+        joined = sorted((low + high, some + others) for (low, some), (high, others)
+                        in zip(one, reversed(other), strict=True))
+        heapq.heappush(heap, (joined[0][0] - joined[-1][0], number, joined))
+    return [sorted(numbers) for _, numbers in heap[0][2]] if heap else [[] for _ in range(parts)]
+
+
+def attention_cost(tokens):
+    """The cost of the attention of a sequence, in units of one token's share of the linear layers."""
+    return tokens * (tokens / ATTENTION_LENGTH)
+
+
+def plan_step(lengths: np.ndarray, rows: np.ndarray, token_budget: int, ranks: int) -> list[list[list[int]]]:
+    """Cuts one global batch into padded micro-batches, in the form of `plan_packs`.
+
+    Of all cuts in which `rows * longest` stays within `token_budget` per rank, the one with the lowest modelled cost is
+    taken. A single row longer than the budget is a micro-batch of its own.
     """
     rows = np.asarray(rows)
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
@@ -112,16 +146,8 @@ def plan_step(lengths: np.ndarray, rows: np.ndarray, token_budget: int, ranks: i
     return plan
 
 
-def shares_prompts(lengths: np.ndarray, shared: np.ndarray) -> bool:
-    """Whether both orders of all rows are cheaper as one sequence each, whose first `shared` tokens are read once but
-    whose attention is masked, than as two of `lengths` tokens."""
-    together = 2 * lengths - shared
-    cost = (together * (1 + together / MASKED_ATTENTION_LENGTH)).sum()
-    return bool(together.max() <= LONGEST_MASKED and cost < 2 * (lengths * (1 + lengths / ATTENTION_LENGTH)).sum())
-
-
 def plan_evaluation(lengths: np.ndarray, token_budget: int, ranks: int) -> list[list[list[int]]]:
-    """Micro-batches of all rows, sorted by length and dealt to the ranks.
+    """Padded micro-batches of all rows, sorted by length and dealt to the ranks.
 
     A micro-batch holds the same rows for any number of ranks, so that their logits have the same bits. Every rank gets
     the same number of micro-batches; those that have no rows are empty.
@@ -130,12 +156,36 @@ def plan_evaluation(lengths: np.ndarray, token_budget: int, ranks: int) -> list[
     micro_batches: list[list[int]] = []
     for start in range(0, len(order), EVALUATION_BLOCK):  # in blocks, so that the time stays linear
         micro_batches += plan_step(lengths, order[start : start + EVALUATION_BLOCK], token_budget, 1)[0]
+    return _deal(micro_batches, ranks)
+
+
+def plan_packed_evaluation(alone: np.ndarray, after: np.ndarray, prompts: Sequence[Hashable], token_budget: int,
+                           ranks: int) -> list[list[list[int]]]:
+    """As `plan_evaluation`, but packed: rows of the same prompt follow each other, and in a pack the first of them
+    takes its tokens `alone`, the others those `after` one (`collator.packed_tokens`)."""
+    rows_of: dict[Hashable, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows_of.setdefault(prompt, []).append(row)
+    micro_batches: list[list[int]] = []
+    left = 0
+    for rows in rows_of.values():
+        for place, row in enumerate(rows):
+            taken = int(after[row] if place else alone[row])
+            if taken > left:
+                micro_batches.append([])
+                taken, left = int(alone[row]), token_budget
+            micro_batches[-1].append(row)
+            left -= taken
+    return _deal(micro_batches, ranks)
+
+
+def _deal(micro_batches: list[list[int]], ranks: int) -> list[list[list[int]]]:
     micro_batches += [[]] * (-len(micro_batches) % ranks)
     return [micro_batches[rank::ranks] for rank in range(ranks)]
 
 
 def _cost(rows, length):
-    return FIXED_COST + rows * length * (1 + length / ATTENTION_LENGTH)
+    return FIXED_COST + rows * (length + attention_cost(length))
 
 
 def _cut(lengths: np.ndarray, token_budget: int, ranks: int) -> list[tuple[int, int]]:

@@ -2,27 +2,28 @@
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors import SafetensorError
 
 from pm.calibration import Calibration
-from pm.collator import Collator, shared_tokens
+from pm.collator import Collator, packed_tokens
 from pm.data.example import FEATURES, Example
 from pm.data.forms import BadRow
 from pm.data.languages import UNKNOWN, language_code
 from pm.data.sources import parse_json_row
 from pm.data.targets import target_matrix, with_targets
 from pm.distributed import gather_lists, rank, world_size
-from pm.encoding import ENCODED_FEATURES, Encoder, Template
+from pm.encoding import ENCODED_FEATURES, Encoder, Template, row_lengths
 from pm.errors import UserError, first_line
+from pm.fused import unsupported
 from pm.model import load_model, load_tokenizer, unswap
-from pm.plan import plan_evaluation, shares_prompts
+from pm.plan import plan_evaluation, plan_packed_evaluation
 from pm.predictions import mean_logits, softmax
 from pm.task import CLASSIFICATION, PREFERENCE, Task
 
@@ -33,14 +34,14 @@ SETTINGS = "preference.json"
 
 @torch.no_grad()
 def score(model, rows: Dataset, template: Template, task: Task, token_budget: int, device: torch.device, *,
-          shared: bool = False, progress: Callable = iter, calibration: Calibration = UNCALIBRATED,
+          packing: bool, shared: bool = False, progress: Callable = iter, calibration: Calibration = UNCALIBRATED,
           blank_prompts: bool = False) -> list[dict]:
     """One prediction per row, in the order of the rows, each from both orders of its responses where it has any.
 
     `rows` as in `encoding.ENCODED_FEATURES`, with targets in the order of the task's labels (`targets.with_targets`).
+    `packing`: without padding, and what rows and orders begin with in common is read once.
     `shared`: all ranks call it together, share the work and get the whole result; else a rank works by itself. The
-    micro-batches are the same for any number of ranks, and so are the numbers. Where it pays, both orders of a row are
-    one sequence, in which the prompt is read once.
+    micro-batches are the same for any number of ranks, and so are the numbers.
     `blank_prompts`: in the place of every prompt stands an empty user turn.
     A prediction holds the row's id, hashes of its texts (`content`, `content_a`, `content_b`, `prompt_key`), group,
     language, source, kind, lengths and signs of Markdown, `target` and `probability` of each class by name, and what
@@ -50,20 +51,20 @@ def score(model, rows: Dataset, template: Template, task: Task, token_budget: in
     """
     if not len(rows):
         return []
-    collate = Collator(template)
-    columns = rows.select_columns(["tokens", "prompt_ids"]).with_format("arrow")[:]
-    lengths, prompt_tokens = columns["tokens"].to_numpy(), pc.list_value_length(columns["prompt_ids"]).to_numpy()
+    collate = Collator(template, packing)
+    lengths, prompt_lengths = row_lengths(rows)
     blank = template.turn("user", [])
     if blank_prompts:
-        lengths = lengths - prompt_tokens + len(blank)
-        prompt_tokens = np.full_like(prompt_tokens, len(blank))
+        lengths, prompt_lengths = lengths - prompt_lengths + len(blank), 0 * prompt_lengths + len(blank)
     orders = BOTH if task.compares else (False,)
-    once = task.compares and shares_prompts(lengths, shared_tokens(prompt_tokens))
-    if once:
-        lengths = 2 * lengths - shared_tokens(prompt_tokens)
     shortest = int(lengths.argmin())
-    plan = plan_evaluation(lengths, token_budget if once else token_budget // len(orders),
-                           world_size() if shared else 1)
+    ranks = world_size() if shared else 1
+    if packing:
+        prompts = list(zip(rows["prompt_key"][:], prompt_lengths, strict=True))  # the same one may be cut differently
+        plan = plan_packed_evaluation(*packed_tokens(lengths, prompt_lengths, len(orders)), prompts, token_budget,
+                                      ranks)
+    else:
+        plan = plan_evaluation(lengths, token_budget // len(orders), ranks)
     micro_batches = plan[rank() if shared else 0]
     was_training = model.training
     model.eval()
@@ -71,11 +72,9 @@ def score(model, rows: Dataset, template: Template, task: Task, token_budget: in
     for numbers in progress(micro_batches):
         # A micro-batch without rows is run on some row all the same: ZeRO 3 gathers weights at every forward.
         chosen = [rows[number] | ({"prompt_ids": blank} if blank_prompts else {}) for number in numbers or [shortest]]
-        batch = collate.both_orders(chosen) if once else collate(chosen, [orders] * len(chosen))
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        mask = "branches" if once else "attention_mask"
-        logits_BC = model(input_ids=batch["input_ids"], **{mask: batch[mask]}).logits
-        scored.append((numbers, unswap(logits_BC, batch["swapped"])))
+        batch = {name: tensor.to(device) for name, tensor in collate(chosen, [orders] * len(chosen)).items()}
+        swapped_B, _ = batch.pop("swapped"), batch.pop("target")
+        scored.append((numbers, unswap(model(**batch).logits, swapped_B)))
     model.train(was_training)
     mine = [(number, logits) for numbers, logits_BC in scored
             for number, logits in zip(numbers, logits_BC.cpu().view(-1, len(orders), len(task.labels)).tolist(),
@@ -107,17 +106,25 @@ class PreferenceModel:
     """An exported model: compares responses or classifies texts, and scores encoded rows. Its probabilities are
     calibrated where temperatures were fitted for it (`settings["calibration"]`)."""
 
-    def __init__(self, model, task: Task, encoder: Encoder, settings: dict, device: torch.device):
+    def __init__(self, model, task: Task, encoder: Encoder, settings: dict, device: torch.device,
+                 packing: bool | None = None):
         self.model = model.to(device).eval()
         self.task = task
         self.encoder = encoder
         self.settings = settings
         self.calibration = Calibration(**settings.get("calibration", {}))
+        self.token_budget = settings.get("tokens_per_micro_batch", 8192)
+        reason = unsupported(model)
+        if packing and reason:
+            raise UserError(f"--packing cannot read the model: {reason}")
+        self.packing = (settings.get("packing", True) if packing is None else packing) and not reason
         self.device = device
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str | torch.device | None = None) -> "PreferenceModel":
-        """From an export, a run that has one, or a hub id. `device` is a GPU where there is one, unless given.
+    def from_pretrained(cls, name: str | Path, device: str | torch.device | None = None,
+                        packing: bool | None = None) -> "PreferenceModel":
+        """From an export, a run that has one, or a hub id. `device` is a GPU where there is one, unless given;
+        `packing` is that of the run, where the model allows it, unless given.
 
         Raises `UserError` where there is no export.
         """
@@ -139,18 +146,19 @@ class PreferenceModel:
                 raise UserError(f"{folder} was trained with another template than this code has")
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"the export {folder} cannot be read: {first_line(error)}") from None
-        for parameter in model.parameters():  # not `.to(dtype)`: the rotary frequencies are buffers and stay fp32
+        for parameter in model.requires_grad_(False).parameters():  # not `.to(dtype)`: the rotary frequencies stay fp32
             parameter.data = parameter.data.to(dtype)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, task, encoder, settings, device)
+        return cls(model, task, encoder, settings, device, packing)
 
-    def score(self, rows: Dataset, token_budget: int, **options) -> list[dict]:
-        """`predict.score` with this model; `options` are those behind the device there."""
-        return score(self.model, rows, self.encoder.template, self.task, token_budget, self.device,
-                     calibration=self.calibration, **options)
+    def score(self, rows: Dataset, token_budget: int | None = None, **options) -> list[dict]:
+        """`predict.score` with this model; `options` are those behind the device there, `token_budget` is that of the
+        model's own run unless given."""
+        return score(self.model, rows, self.encoder.template, self.task, token_budget or self.token_budget, self.device,
+                     **{"calibration": self.calibration, "packing": self.packing} | options)
 
     def compare(self, prompts: Sequence[str | list[dict]], responses_a: Sequence[str], responses_b: Sequence[str],
-                token_budget: int = 8192, languages: Sequence[str] | None = None) -> list[dict[str, float]]:
+                token_budget: int | None = None, languages: Sequence[str] | None = None) -> list[dict[str, float]]:
         """Probability of each class for each triple, averaged over both orders: `{"a": 0.8, "b": 0.2}`.
 
         A prompt is text or a list of turns `{"role", "content"}`. Equal responses are a tie without a look.
@@ -168,7 +176,21 @@ class PreferenceModel:
             "a": 0.5, "b": 0.5}
         return [found.get(number, tie) for number in range(len(rows))]
 
-    def classify(self, texts: Sequence[str | tuple[str, str]], token_budget: int = 8192,
+    def compare_all(self, prompt: str | list[dict], responses: Sequence[str], token_budget: int | None = None,
+                    language: str = UNKNOWN) -> np.ndarray:
+        """How probable it is that response i is better than response j, (n, n), for all pairs of the n responses to one
+        prompt, as `compare` says it; 0.5 on the diagonal. With packing the prompt and every first response are read
+        once, where the n responses fit `token_budget`. A tie counts half for each. Raises `UserError` as `compare`."""
+        better_NN = np.full((len(responses), len(responses)), 0.5)
+        pairs = list(combinations(range(len(responses)), 2))
+        found = self.compare([prompt] * len(pairs), [responses[i] for i, _ in pairs], [responses[j] for _, j in pairs],
+                             token_budget, [language] * len(pairs))
+        for (i, j), probability in zip(pairs, found, strict=True):
+            better_NN[i, j] = probability["a"] + probability.get("tie", 0.0) / 2
+            better_NN[j, i] = 1 - better_NN[i, j]
+        return better_NN
+
+    def classify(self, texts: Sequence[str | tuple[str, str]], token_budget: int | None = None,
                  languages: Sequence[str] | None = None) -> list[dict[str, float]]:
         """Probability of each class for each text, or for each pair of texts; `languages` as in `compare`. `UserError`
         for a model that compares."""
@@ -184,7 +206,7 @@ class PreferenceModel:
         if self.task.name != wanted:
             raise UserError(f"{method} needs a model trained with --task {wanted}; this one's is {self.task.name}")
 
-    def _probabilities(self, examples: Sequence[Example], token_budget: int) -> dict[int, dict[str, float]]:
+    def _probabilities(self, examples: Sequence[Example], token_budget: int | None) -> dict[int, dict[str, float]]:
         """By the number of the example; one with equal responses is left out."""
         if not examples:
             return {}

@@ -25,6 +25,7 @@ from pm.data.prepare import SPLITS, describe, encode, fingerprint, read, split_k
 from pm.data.targets import classes, distil, target_matrix, with_targets
 from pm.encoding import Encoder
 from pm.errors import UserError
+from pm.fused import unsupported
 from pm.model import add_lora, check_trainable, load_model, load_tokenizer, save_small_base, set_prior
 from pm.plan import epoch_order, sampling_rates
 from pm.task import Task
@@ -195,6 +196,9 @@ def build_model(config: Config, run: Path, labels: Sequence[str], dtype: torch.d
     model, has_head = load_model(base, dtype, labels)
     if prior_C is not None and (config.random_base or not has_head):
         set_prior(model, prior_C)
+    reason = unsupported(model) if config.packing else ""
+    if reason:
+        raise UserError(f"--packing cannot read {base}: {reason}; --no-packing can")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.tune == "lora":

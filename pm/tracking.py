@@ -18,11 +18,13 @@ from pm.distributed import all_reduce_sum, gather_lists, is_main, say
 
 @dataclass(frozen=True)
 class StepValues:
-    """One step over all ranks. `tokens` are those of texts and template, without padding."""
+    """One step over all ranks. `tokens` are those of the sequences, without padding. `stop` and `out_of_memory` where
+    they are so on any rank."""
 
     numbers: dict[str, float]
     tokens: int
     stop: bool
+    out_of_memory: bool
 
 
 class StepStatistics:
@@ -33,7 +35,7 @@ class StepStatistics:
 
     def __init__(self, device: torch.device, compares: bool, orders_per_row: int):
         self.compares, self.both_orders = compares, orders_per_row == 2
-        self.sums = torch.zeros(7, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(8, dtype=torch.float64, device=device)
         self.losses: list[tuple[list[str], torch.Tensor]] = []
 
     @torch.no_grad()
@@ -50,19 +52,19 @@ class StepStatistics:
             right_N = (logits_NOC[:, 0].argmax(1) == target_NC.argmax(1)).float()
             decided_N, flipped_N = torch.ones_like(right_N, dtype=torch.bool), torch.zeros_like(right_N)
         right_N = right_N.where(decided_N, 0)  # not right_N[decided_N], which waits for the device
-        mask_BL = micro_batch.tensors["attention_mask"]  # still on the CPU, so its sums cost no wait
-        for place, value in enumerate((loss_N.sum(), right_N.sum(), decided_N.sum(), mask_BL.sum(), mask_BL.numel(),
-                                       flipped_N.sum())):
+        for place, value in enumerate((loss_N.sum(), right_N.sum(), decided_N.sum(), micro_batch.tokens,
+                                       micro_batch.padding, flipped_N.sum())):
             self.sums[place] += value
 
-    def reduce(self, rows: int, stop: bool) -> StepValues:
-        """`rows` of the step on all ranks; `stop` on any rank is `stop` on all."""
-        self.sums[6] = float(stop)
-        loss, right, decided, tokens, padded, flips, stops = all_reduce_sum(self.sums).tolist()
-        numbers = {"loss": loss / rows, "accuracy": right / decided if decided else 0.5, "padding": 1 - tokens / padded}
+    def reduce(self, rows: int, stop: bool, out_of_memory: bool = False) -> StepValues:
+        """`rows` of the step on all ranks; `stop` and `out_of_memory` on this one."""
+        self.sums[6], self.sums[7] = float(stop), float(out_of_memory)
+        loss, right, decided, tokens, padding, flips, stops, out = all_reduce_sum(self.sums).tolist()
+        numbers = {"loss": loss / rows, "accuracy": right / decided if decided else 0.5,
+                   "padding": padding / max(1, tokens + padding)}
         if self.both_orders:
             numbers["flip_rate"] = flips / rows
-        return StepValues(numbers, round(tokens), stops > 0)
+        return StepValues(numbers, round(tokens), stops > 0, out > 0)
 
     def suspects(self) -> str:
         """Ids of the rows whose loss is not finite, on any rank; where there are none, of all rows. Collective."""

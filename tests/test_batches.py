@@ -13,7 +13,8 @@ from pm.plan import epoch_order, epoch_rows
 TEMPLATE = Template(bos=1, eos=2, pad=0, start=3, end=4, roles={"system": 7, "user": 5, "assistant": 6})
 
 
-def batches(count=10, train_batch_size=4, token_budget=40, orders="both", seed=0, rates=None, lengths=None) -> Batches:
+def batches(count=10, train_batch_size=4, token_budget=40, orders="both", seed=0, rates=None, lengths=None,
+            packing=False) -> Batches:
     """Row n has the id n, the prompt token 100 + n and the length 14. With `orders` none it has no responses, and the
     length 6."""
     responses = {"a_ids": [None] * count, "b_ids": [None] * count} if orders == "none" else {
@@ -23,7 +24,7 @@ def batches(count=10, train_batch_size=4, token_budget=40, orders="both", seed=0
         "prompt_ids": [[3, 5, 100 + number, 4] for number in range(count)], **responses,
         "target": [[1.0, 0.0]] * count, "tokens": lengths or [6 if orders == "none" else 14] * count})
     rates = np.ones(count) if rates is None else np.array(rates)
-    return Batches(rows, rates, TEMPLATE, train_batch_size, token_budget, orders, seed)
+    return Batches(rows, rates, TEMPLATE, train_batch_size, token_budget, orders, seed, packing)
 
 
 def ids(found) -> list[list[str]]:
@@ -41,6 +42,7 @@ def test_a_step_is_the_plan_of_its_rows():
     assert count == 4
     assert ids(found) == [["9"], ["2"], ["6"], ["3"]]  # 2 sequences of 14 tokens in a budget of 40
     assert [batch.weight for batch in found] == [1.0] * 4
+    assert [(batch.tokens, batch.padding) for batch in found] == [(28, 0)] * 4
     assert found[0].tensors["input_ids"].tolist() == [[1, 3, 5, 109, 4, 3, 6, 60, 4, 3, 6, 70, 4, 2],
                                                       [1, 3, 5, 109, 4, 3, 6, 70, 4, 3, 6, 60, 4, 2]]
 
@@ -65,6 +67,7 @@ def test_rows_without_responses_have_one_sequence_each():
     assert made.orders_per_row == 1
     _, found = made.step(0)
     assert ids(found) == [["9", "2"], ["6", "3"]]
+    assert found[0].tokens == 12
     assert found[0].tensors["input_ids"].tolist() == [[1, 3, 5, 109, 4, 2], [1, 3, 5, 102, 4, 2]]
     assert found[0].tensors["swapped"].tolist() == [False, False]
 
@@ -128,6 +131,92 @@ def test_the_row_that_fills_in_is_the_shortest_of_the_step(monkeypatch):
     monkeypatch.setenv("RANK", "2")
     _, found = batches(count=4, train_batch_size=2, lengths=[8, 14, 9, 7]).step(0)  # rows 1 and 2
     assert [(batch.ids, batch.weight) for batch in found] == [(["2"], 0.0)]
+
+
+def uneven(packing: bool, orders="both", train_batch_size=6, token_budget=90) -> Batches:
+    """Ten rows with prompts of 3 to 30 tokens, of which five are long enough to be shared by both orders, and
+    responses of 1 to 3."""
+    prompts = [[3, 5, *range(100 * number, 103 * number), 4] for number in range(10)]
+    a_ids, b_ids = [[60]] * 10, [[70 + number] * (1 + number % 3) for number in range(10)]
+    rows = Dataset.from_dict({
+        "id": [str(number) for number in range(10)], "prompt_ids": prompts, "a_ids": a_ids, "b_ids": b_ids,
+        "target": [[1.0, 0.0]] * 10,
+        "tokens": [8 + sum(map(len, texts)) for texts in zip(prompts, a_ids, b_ids, strict=True)]})
+    return Batches(rows, np.ones(10), TEMPLATE, train_batch_size, token_budget, orders, 0, packing)
+
+
+def test_a_packed_step_has_as_many_tokens_in_each_micro_batch_as_it_can():
+    """Rows 9, 2, 6, 3 have 14 tokens in each order, of which the orders share 7, too few to be read once."""
+    count, found = batches(packing=True, token_budget=60).step(0)
+    assert count == 4
+    assert [sorted(names) for names in ids(found)] == [["3", "9"], ["2", "6"]]
+    assert [(batch.weight, batch.tokens, batch.padding) for batch in found] == [(1.0, 56, 0)] * 2
+    assert set(found[0].tensors) == {"pack", "swapped", "target"}
+    pack = found[0].tensors["pack"]
+    assert pack.input_ids.view(4, 14)[pack.leaves, 3].tolist() == [
+        100 + int(name) for name in found[0].ids for _ in range(2)]
+    assert found[0].tensors["swapped"].tolist() == [False, True] * 2
+
+
+def sequences(batch) -> dict[str, list[list[int]]]:
+    """Of each row the sequences that are read."""
+    tensors = batch.tensors
+    if "pack" in tensors:
+        pack = tensors["pack"]
+        segments = pack.input_ids.split(pack.lengths)
+        found = [torch.cat([segments[segment] for segment in pack.paths[leaf]]).tolist() for leaf in pack.leaves]
+    else:
+        found = [row[mask.bool()].tolist() for row, mask in zip(tensors["input_ids"], tensors["attention_mask"],
+                                                                strict=True)]
+    per_row = len(found) // len(batch.ids)
+    return {name: found[per_row * place : per_row * (place + 1)] for place, name in enumerate(batch.ids)}
+
+
+@pytest.mark.parametrize("orders", ["both", "random"])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_packed_steps_read_the_sequences_of_padded_ones(monkeypatch, orders, ranks):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    for step in range(4):
+        read, tokens, numbers = {}, {}, set()
+        for packing in (True, False):
+            counting = []
+            for rank in range(ranks):
+                monkeypatch.setenv("RANK", str(rank))
+                count, found = uneven(packing, orders).step(step)
+                numbers.add((count, len(found)) if packing else count)
+                counting += [batch for batch in found if batch.weight]
+                assert not packing or {batch.padding for batch in found} == {0}
+            read[packing] = [row for batch in counting for row in sequences(batch).items()]
+            tokens[packing] = sum(batch.tokens for batch in counting)
+            assert tokens[packing] == sum(len(one) for _, both in read[packing] for one in both)
+        assert sorted(read[True]) == sorted(read[False])
+        assert tokens[True] == tokens[False]
+        assert len(numbers) == 2  # every rank has the same rows in the step and as many micro-batches
+
+
+def test_packs_stay_within_the_budget_unless_a_row_alone_does_not():
+    """Row 3 has twice 22 tokens; row 9 twice 40, 33 of which are read once."""
+    def sizes(token_budget: int) -> dict[str, int]:
+        _, found = uneven(True, train_batch_size=10, token_budget=token_budget).step(0)
+        return {" ".join(batch.ids): len(batch.tensors["pack"].input_ids) for batch in found if batch.weight}
+
+    alone = {"0": 26, "1": 34, "2": 42, "3": 44, "4": 34, "5": 39, "6": 38, "7": 43, "8": 48, "9": 47}
+    assert sizes(30) == alone
+    together = sizes(120)
+    assert len(together) == 4
+    for names, size in together.items():
+        assert size == sum(alone[name] for name in names.split()) <= 120
+
+
+def test_a_rank_without_packs_reads_the_shortest_row_of_the_step_with_weight_0(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    found = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        count, of_rank = uneven(True, train_batch_size=2).step(0)  # rows 9 and 2
+        assert count == 2
+        found += [(batch.ids, batch.weight) for batch in of_rank]
+    assert sorted(found) == [(["2"], 0.0), (["2"], 1.0), (["9"], 1.0)]
 
 
 def drawn(seed: int, step: int) -> list[float]:

@@ -205,6 +205,31 @@ def test_without_flags_targets_stay_as_they_are(tmp_path):
     assert config.format is None
 
 
+# Packing
+
+
+def packing(folder: Path, *flags: str, stage: int = 1) -> bool | None:
+    path = write_ds(folder, changed(zero_optimization__stage=stage))
+    return parse([*flags, "--deepspeed_config", str(path)]).config.packing
+
+
+def test_sequences_are_packed_where_they_can_be(tmp_path):
+    assert [packing(tmp_path, stage=stage) for stage in (0, 1, 2, 3)] == [True, True, True, False]
+    assert packing(tmp_path, "--lora_dropout", "0.1") is False
+    assert packing(tmp_path, "--packing", stage=2) is True
+    assert packing(tmp_path, "--no-packing") is False
+    assert packing(tmp_path, "--no-packing", "--lora_dropout", "0.1", stage=3) is False
+
+
+@pytest.mark.parametrize(("flags", "stage"), [
+    ([], 3), (["--lora_dropout", "0.25"], 1), (["--lora_dropout", "0.25"], 3)])
+def test_packing_is_refused_where_it_cannot_be(tmp_path, flags, stage):
+    path = write_ds(tmp_path, changed(zero_optimization__stage=stage))
+    message = refusal(parse, ["--packing", *flags, "--deepspeed_config", str(path)])
+    assert message.startswith("--packing runs without zero_optimization.stage 3")
+    assert message.endswith(f"and without --lora_dropout, which is {0.25 if flags else 0.0}")
+
+
 # Tasks
 
 
@@ -333,7 +358,7 @@ def test_refused_flags(tmp_path, flags, words):
     ("warmup", 1.1, "between 0 and 1"),
     ("warmup", float("nan"), "between 0 and 1"),
     ("min_lr", -0.1, "between 0 and 1"),
-    ("tokens_per_micro_batch", 0, "at least 1"),
+    ("tokens_per_micro_batch", 0, "at least 1, or auto"),
     ("eval_every", -1, "at least 0"),
     ("keep", 0, "at least 1"),
     ("log_every", 0, "at least 1"),
@@ -388,6 +413,25 @@ def test_a_run_that_knew_no_calibration_held_out_nothing(tmp_path):
     assert settings.pop("calibration_fraction") == 0.05
     (run / "config.json").write_text(json.dumps(settings))
     assert load_config(run).calibration_fraction == 0.0
+
+
+def test_a_run_that_knew_no_packing_goes_on_without_unless_told(tmp_path):
+    run = saved_run(tmp_path, "--data", "a.jsonl")
+    settings = json.loads((run / "config.json").read_text())
+    assert settings.pop("packing") is True
+    (run / "config.json").write_text(json.dumps(settings))
+    assert load_config(run).packing is False
+    assert packing(tmp_path, "--resume", str(run)) is False
+    assert packing(tmp_path, "--resume", str(run), "--packing") is True
+    assert packing(tmp_path, "--resume", str(run), stage=3) is False
+
+
+def test_a_resumed_run_packs_as_it_did_unless_told(tmp_path):
+    packed, padded = saved_run(tmp_path / "1"), saved_run(tmp_path / "2", "--no-packing")
+    assert packing(tmp_path, "--resume", str(packed)) is True
+    assert packing(tmp_path, "--resume", str(padded)) is False
+    assert packing(tmp_path, "--resume", str(packed), "--no-packing") is False
+    assert packing(tmp_path, "--resume", str(packed), "--no-packing", stage=3) is False
 
 
 @pytest.mark.parametrize("labels", [[], ["--labels", "no", "yes"]])

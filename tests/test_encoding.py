@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pm.collator import Collator
 from pm.data.example import text_hash
-from pm.encoding import ENCODED_FEATURES, GAP, MIN_MAX_LENGTH, Encoder, Template, share_budget
+from pm.encoding import ENCODED_FEATURES, GAP, MIN_MAX_LENGTH, Encoder, Template, row_lengths, share_budget
 from pm.errors import UserError
 from pm.tokenizer import BOS, CHATBOT, END_TURN, EOS, PAD, START_TURN, SYSTEM, UNKNOWN, USER, train_tokenizer
 
@@ -410,10 +411,23 @@ def test_tokens_are_as_many_as_the_collator_makes():
     rows = [row | {"target": [1.0, 0.0]} for row in encode(
         encoder, ("fox", None, None), ([("user", words(99)), ("user", words(99, "b"))], None, None),
         ("fox", "hello", "dog"), (words(99), words(99, "a"), words(99, "b")))]
-    mask_BL = Collator(encoder.template)(rows, [[False], [False], [False, True], [False, True]])["attention_mask"]
+    orders = [[False], [False], [False, True], [False, True]]
+    mask_BL = Collator(encoder.template, packing=False)(rows, orders)["attention_mask"]
     fox, three = 5 + len(ids("fox")), 11 + len(ids("fox") + ids("hello") + ids("dog"))
     assert mask_BL.sum(1).tolist() == [fox, 64, three, three, 64, 64]
     assert [row["tokens"] for row in rows] == [fox, 64, three, 64]
+
+
+def test_lengths_of_rows_and_of_their_prompts_in_the_order_of_the_rows():
+    texts = [("fox", None, None), ("fox fox", "hello", "dog"), ("", "one", "other")]
+    rows = Dataset.from_list(encode(Encoder(TOKENIZER, 64), *texts), features=ENCODED_FEATURES).select([2, 0, 1])
+    tokens, prompt_tokens = row_lengths(rows)
+    prompts = [0, 3 + len(ids("fox")), 3 + len(ids("fox fox"))]  # a turn of no text is left out
+    assert prompt_tokens.tolist() == prompts
+    assert tokens.tolist() == [8 + prompts[0] + len(ids("one") + ids("other")), 2 + prompts[1],
+                               8 + prompts[2] + len(ids("hello") + ids("dog"))]
+    for none in row_lengths(rows.select([])):
+        assert none.tolist() == []
 
 
 # What is left out

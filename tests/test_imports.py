@@ -1,6 +1,7 @@
 """Imports run downwards: read from the source with `ast`, nothing is executed."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,16 @@ def test_pure_modules_import_only_pure_modules_of_ours_and_errors(name):
     assert ours(name) <= PURE | {"pm.errors"}
 
 
-@pytest.mark.parametrize("name", ["pm.errors", "pm.task", "pm.data.example"])
+@pytest.mark.parametrize("name", ["pm.errors", "pm.task", "pm.packing", "pm.data.example"])
 def test_leaves_import_no_other_module_of_ours(name):
     assert ours(name) == set()
+
+
+@pytest.mark.parametrize(("name", "wanted"), [
+    ("pm.packing", {"torch"}), ("pm.fused", {"torch", "transformers", "peft", "pm.packing"})])
+def test_the_faster_forward_needs_torch_and_the_libraries_whose_weights_it_reads(name, wanted):
+    """And not pm.model, by which it is called."""
+    assert imported_by(name) - sys.stdlib_module_names == wanted
 
 
 def test_only_train_and_engine_import_deepspeed():

@@ -12,7 +12,6 @@ from pm.errors import UserError
 from pm.model import (
     Cohere2ForSequenceClassification,
     add_lora,
-    branch_masks,
     check_trainable,
     load_model,
     load_tokenizer,
@@ -452,59 +451,3 @@ def test_a_bias_is_new_for_a_causal_model_and_found_again_in_a_saved_classifier(
     check_trainable(lora, False)
     assert [name for name, parameter in lora.named_parameters() if parameter.requires_grad and "bias" in name] == [
         "base_model.model.score.modules_to_save.default.bias"]
-
-
-# Two sequences that share their beginning
-
-
-def branched(shared: int, one: int, other: int, padding: int = 0) -> list[int]:
-    return [0] * shared + [1] * one + [2] * other + [-1] * padding
-
-
-def test_what_a_token_of_a_branch_sees_and_where_it_stands():
-    masks, positions = branch_masks(torch.tensor([branched(2, 2, 2, 1)]), 2)
-    assert positions[:, :6].tolist() == [[0, 1, 2, 3, 2, 3]]
-    assert masks["full_attention"][0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0],
-        [1, 1, 0, 0, 1, 0, 0],
-        [1, 1, 0, 0, 1, 1, 0],
-        [1, 1, 0, 0, 0, 0, 1]]
-    assert masks["sliding_attention"][0, 0].int().tolist() == [  # two tokens, itself included
-        [1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0],
-        [0, 1, 1, 0, 0, 0, 0],
-        [0, 0, 1, 1, 0, 0, 0],
-        [0, 1, 0, 0, 1, 0, 0],
-        [0, 0, 0, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0, 0, 1]]
-
-
-@pytest.mark.parametrize("shared", [1, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW])
-@pytest.mark.parametrize("length", [1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW])
-def test_two_branches_are_as_two_sequences(shared, length):
-    model = tiny_model()
-    torch.manual_seed(1)
-    beginning, one, other = (torch.randint(3, 64, (count,)).tolist() for count in (shared, length, length + 1))
-    shorter = [7, 8]  # another row, padded to the length of the first
-    padding = 2 * length + 1 - 2 * len(shorter)
-    rows = [beginning + one + other + [PAD] * max(0, -padding), beginning + shorter + shorter + [PAD] * max(0, padding)]
-    branches = [branched(shared, length, length + 1, max(0, -padding)), branched(shared, 2, 2, max(0, padding))]
-    with torch.no_grad():
-        found = model(torch.tensor(rows), branches=torch.tensor(branches)).logits
-    wanted = torch.cat([logits_of(model, [beginning + end]) for end in (one, other, shorter, shorter)])
-    assert found == pytest.approx(wanted, abs=2e-6)
-
-
-def test_branches_go_through_lora_and_have_gradients():
-    model = add_lora(tiny_model(), 2, 4.0, 0.0, train_embeddings=False)
-    ids, branches = torch.tensor([[1, 5, 6, 7, 8, 9]]), torch.tensor([branched(2, 2, 2)])
-    model(input_ids=ids, branches=branches).logits.sum().backward()
-    apart = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    model.zero_grad()
-    model(input_ids=torch.tensor([[1, 5, 6, 7], [1, 5, 8, 9]])).logits.sum().backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert torch.allclose(parameter.grad, apart[name], atol=1e-4), name

@@ -1,18 +1,19 @@
 """An exported model compares and classifies; its weights are random, small and the same each time."""
 
+import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from tiny import NAMES, THREE, TOKENIZER, TWO, export
 
+from pm.collator import packed_tokens
 from pm.data.example import FEATURES, Example, text_hash
 from pm.data.targets import target_matrix, with_targets
-from pm.encoding import ENCODED_FEATURES
+from pm.encoding import ENCODED_FEATURES, row_lengths
 from pm.errors import UserError
-from pm.plan import shares_prompts
+from pm.plan import plan_evaluation, plan_packed_evaluation
 from pm.predict import PreferenceModel, find_export, score
 from pm.task import CLASSIFICATION, PREFERENCE, Task
 
@@ -154,13 +155,24 @@ def test_a_prediction_of_a_comparison_holds_both_orders(models):
         "markdown_a": 0, "markdown_b": 0, "target": {"a": 0.0, "b": 0.0, "tie": 1.0}, "temperature": 1.0}
 
 
+def comparisons(model: PreferenceModel, count: int = 7) -> Dataset:
+    """With prompts of one token to ones far longer than the window; responses that begin alike, and that do not."""
+    return encoded(model, *(Example(str(number), "g", "en", "s", "k", [turn("fox dog " * (3 * number % 11))],
+                                    "lazy " * number + "the", "lazy " * (number % 2) + "dog" * (number % 3 + 1),
+                                    {"a": 1.0}) for number in range(count)))
+
+
+def texts(model: PreferenceModel) -> Dataset:
+    target = {"positive": 1.0}
+    return encoded(model, *(Example(str(number), "g", "en", "s", "k", [turn("fox " * (5 * number % 13))] * (
+        1 + number % 2), None, None, target) for number in range(7)))
+
+
 @pytest.mark.parametrize("classes", [2, 3])
-def test_a_prompt_is_read_once_for_both_orders_where_that_is_cheaper(models, classes):
+def test_both_orders_of_a_packed_row_are_as_two_sequences(models, classes):
     model = models[classes]
-    rows = encoded(model, *(Example(str(number), "g", "en", "s", "k", [turn("fox dog " * (4 + number))], "the",
-                                    "lazy"[number:], {"a": 1.0}) for number in range(3)))
-    lengths = np.array(rows["tokens"][:])
-    assert shares_prompts(lengths, np.array([len(ids) + 1 for ids in rows["prompt_ids"]]))
+    rows = comparisons(model)
+    assert model.packing
     for prediction, row in zip(model.score(rows, 8192), rows, strict=True):
         sequences = [model.encoder.template.sequence(row["prompt_ids"], *responses)
                      for responses in ((row["a_ids"], row["b_ids"]), (row["b_ids"], row["a_ids"]))]
@@ -168,6 +180,72 @@ def test_a_prompt_is_read_once_for_both_orders_where_that_is_cheaper(models, cla
             ab, ba = (model.model(torch.tensor([sequence])).logits[0].tolist() for sequence in sequences)
         assert prediction["logits_ab"] == pytest.approx(ab, abs=1e-5)
         assert prediction["logits_ba"] == pytest.approx([ba[1], ba[0], *ba[2:]], abs=1e-5)
+
+
+@pytest.mark.parametrize("token_budget", [1, 100, 8192])
+@pytest.mark.parametrize("blank_prompts", [False, True])
+@pytest.mark.parametrize("name", [2, 3, "texts"])
+def test_packed_scores_are_those_of_padded_sequences(models, name, blank_prompts, token_budget):
+    model = models[name]
+    rows = texts(model) if name == "texts" else comparisons(model)
+    packed = model.score(rows, token_budget, blank_prompts=blank_prompts)
+    padded = model.score(rows, 8192, packing=False, blank_prompts=blank_prompts)
+    assert packed != padded  # other kernels, other last bits
+    for one, other in zip(packed, padded, strict=True):
+        for value in ("logits_ab", "logits_ba", "logits"):
+            assert one.pop(value, 0.0) == pytest.approx(other.pop(value, 0.0), abs=1e-5)
+        assert one.pop("probability") == pytest.approx(other.pop("probability"), abs=1e-5)
+        assert one == other
+
+
+@pytest.mark.parametrize("name", [2, "texts"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_micro_batch_gives_the_same_bits_whatever_the_others_hold(models, name, packing):
+    """So do ranks, whose micro-batches are the same however many they are."""
+    model = models[name]
+    rows = texts(model) if name == "texts" else comparisons(model)
+    lengths, prompt_lengths = row_lengths(rows)
+    orders, token_budget = (1, 45) if name == "texts" else (2, 160)
+    planned, = plan_packed_evaluation(*packed_tokens(lengths, prompt_lengths, orders), rows["prompt_key"][:],
+                                      token_budget, 1) if packing else plan_evaluation(
+                                          lengths, token_budget // orders, 1)
+    together = model.score(rows, token_budget, packing=packing)
+    assert 2 < len(planned) < len(rows)
+    for numbers in planned:
+        assert model.score(rows.select(numbers), token_budget, packing=packing) == [together[one] for one in numbers]
+
+
+def test_answers_to_one_prompt_are_packed_together_and_scored_as_apart(models):
+    """All pairs of four answers, every row given a prompt of another length in between."""
+    model = models[2]
+    answers = ["the fox", "a dog", "the lazy dog", "0"]
+    pairs = [pair for one in range(4) for other in range(one) for pair in [(answers[one], answers[other])]]
+    rows = encoded(model, *(Example(f"{number} {prompt}", "g", "en", "s", "k", [turn(prompt)], a, b, {"a": 1.0})
+                            for number, (a, b) in enumerate(pairs) for prompt in ("fox dog " * 6, "say 0 1 " * 7)))
+    for token_budget in (100, 200, 8192):
+        packed, padded = model.score(rows, token_budget), model.score(rows, 8192, packing=False)
+        assert [row["id"] for row in packed] == rows["id"][:]
+        for one, other in zip(packed, padded, strict=True):
+            assert one["logits_ab"] == pytest.approx(other["logits_ab"], abs=1e-5)
+            assert one["logits_ba"] == pytest.approx(other["logits_ba"], abs=1e-5)
+
+
+@pytest.mark.parametrize("token_budget", [150, 300])
+def test_a_pack_stays_within_the_budget_where_answers_cut_the_prompt_short(models, token_budget):
+    """At a --max_length of 64 a long prompt loses another part of its beginning beside each pair of answers."""
+    model, sizes = models[2], []
+    rows = encoded(model, *(Example(str(number), "g", "en", "s", "k", [turn("the quick brown fox " * 30)],
+                                    "lazy " * number, "dog " * number, {"a": 1.0}) for number in range(1, 8)))
+    assert len({len(ids) for ids in rows["prompt_ids"]}) > 3
+    hook = model.model.register_forward_pre_hook(
+        lambda module, inputs, named: sizes.append((len(named["pack"].leaves), len(named["pack"].input_ids))),
+        with_kwargs=True)
+    try:
+        model.score(rows, token_budget)
+    finally:
+        hook.remove()
+    assert sum(sequences for sequences, _ in sizes) == 14
+    assert [tokens for sequences, tokens in sizes if sequences > 2 and tokens > token_budget] == []
 
 
 def test_blank_prompts_are_empty_user_turns(models):
@@ -212,11 +290,25 @@ def test_scoring_leaves_a_model_in_training_as_it_was(models):
     rows = encoded(model, Example("1", "g", "en", "s", "k", [turn("fox")], "a", "b", {"a": 1.0}))
     for training in (True, False):
         model.model.train(training)
-        score(model.model, rows, model.encoder.template, Task(PREFERENCE, TWO), 8192, CPU)
+        score(model.model, rows, model.encoder.template, Task(PREFERENCE, TWO), 8192, CPU, packing=False)
         assert model.model.training is training
 
 
 # Exports
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [(None, True), (True, True), (False, False)])
+def test_an_export_is_read_as_it_was_trained_and_an_older_one_packed(tmp_path, saved, wanted):
+    assert PreferenceModel.from_pretrained(export(tmp_path, PREFERENCE, TWO, {"packing": saved}), CPU).packing is wanted
+
+
+def test_a_model_that_the_faster_forward_cannot_read_is_read_padded(tmp_path):
+    folder = export(tmp_path, PREFERENCE, TWO, {"packing": True})
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"hidden_act": "gelu"}))
+    model = PreferenceModel.from_pretrained(folder, CPU)
+    assert model.packing is False
+    assert model.compare(["hello"], ["fox"], ["dog"])[0]["a"] != 0.5
 
 
 def test_an_export_is_found_in_its_run(tmp_path):

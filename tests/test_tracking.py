@@ -18,8 +18,8 @@ def statistics(*parts, compares: bool = True, orders: int = 2) -> StepStatistics
     made = StepStatistics(CPU, compares, orders)
     count = 0
     for logits, targets in parts:
-        micro_batch = MicroBatch([str(count + number) for number in range(len(targets))], {
-            "attention_mask": torch.tensor([[1, 1, 1, 0]] * len(targets) * orders)}, 1.0)
+        ids = [str(count + number) for number in range(len(targets))]
+        micro_batch = MicroBatch(ids, {}, 3 * len(ids) * orders, len(ids) * orders, 1.0)
         count += len(targets)
         made.add(micro_batch, torch.tensor(targets), torch.tensor(logits), torch.full((len(targets),), 0.5))
     return made
@@ -76,7 +76,7 @@ def test_a_classification_is_right_where_its_most_probable_class_is():
 
 def test_rows_that_fill_in_do_not_count():
     made = statistics(([[[1.0, 0.0], [1.0, 0.0]]], [A]))
-    filling = MicroBatch(["9"], {"attention_mask": torch.ones(2, 99, dtype=torch.long)}, 0.0)
+    filling = MicroBatch(["9"], {}, 198, 5, 0.0)
     made.add(filling, torch.tensor([B]), torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([math.nan]))
     values = made.reduce(1, False)
     assert values.numbers == {"loss": 0.5, "accuracy": 1.0, "padding": 0.25, "flip_rate": 0.0}
@@ -92,8 +92,6 @@ def test_stop_arrives():
     ([0.5, math.nan, 1.0, math.inf], "b, d"), ([0.5, 0.5, 0.5, 0.5], "a, b, c, d")])
 def test_suspects_are_the_rows_whose_loss_is_not_finite_else_all(losses, wanted):
     made = StepStatistics(CPU, True, 1)
-    mask_BL = torch.ones(2, 3, dtype=torch.long)
     for ids, loss in ((["a", "b"], losses[:2]), (["c", "d"], losses[2:])):
-        made.add(MicroBatch(ids, {"attention_mask": mask_BL}, 1.0), torch.tensor([A, B]), torch.zeros(2, 1, 2),
-                 torch.tensor(loss))
+        made.add(MicroBatch(ids, {}, 6, 0, 1.0), torch.tensor([A, B]), torch.zeros(2, 1, 2), torch.tensor(loss))
     assert made.suspects() == wanted

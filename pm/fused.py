@@ -1,0 +1,268 @@
+"""A faster forward of Cohere 2 with LoRA, exact against the modules of transformers and peft, whose weights it reads.
+
+- It reads a `Pack`: no padding, no mask where none is needed, and what sequences begin with in common only once.
+- The layers that read the same input are one product, and so are their LoRA matrices; activations that are cheap to
+  make again are not kept for the backward pass.
+- The last block is computed only for the tokens that the score reads.
+
+What each gains: tests/bench/forward.py. Shapes: T tokens, D hidden, N features of several layers together, R ranks of
+several adapters together, Q heads, K heads of keys and values, E size of a head, B sequences.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Cohere2Model
+
+from pm.packing import Pack
+
+PROJECTIONS = 7  # of a block: query, key, value, output, gate, up, down
+
+
+def unsupported(model: nn.Module) -> str:
+    """Why the model cannot be run by `hidden_states`; "" where it can."""
+    config, parameters = model.config, list(model.parameters())
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return "ZeRO 3 gathers only the weights of modules that are called"
+    if config.attention_bias or config.attention_dropout or config.hidden_act != "silu":
+        return "its attention has a bias or dropout, or its activation is not silu"
+    adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for module in adapted:
+        if len(module.active_adapters) != 1:
+            return "its LoRA has several adapters at once"
+        name, = module.active_adapters
+        if module.use_dora.get(name) or module.lora_bias.get(name) or module.fan_in_fan_out:
+            return "its LoRA is not the plain one"
+        if model.training and getattr(module.lora_dropout[name], "p", 0):
+            return "LoRA has dropout"
+    if len(adapted) not in (0, PROJECTIONS * config.num_hidden_layers):
+        return "its LoRA is on some projections only"
+    return ""
+
+
+def last_hidden_states(model: Cohere2Model, pack: Pack) -> torch.Tensor:
+    """What the backbone says at the last token of each sequence, (B, D)."""
+    hidden_TD = model.embed_tokens(pack.input_ids)
+    cos_TE, sin_TE = model.rotary_emb(hidden_TD[None, :1].float(), pack.positions[None])
+    rotation_TE = torch.complex(cos_TE[0, :, ::2], sin_TE[0, :, ::2])
+    masks: dict = {}
+    *layers, last_layer = model.layers
+    for layer in layers:
+        if layer.gradient_checkpointing and model.training:
+            hidden_TD = checkpoint(_block, layer, hidden_TD, rotation_TE, pack, masks, use_reentrant=False)
+        else:
+            hidden_TD = _block(layer, hidden_TD, rotation_TE, pack, masks)
+    return _norm(model.norm, _last_block(last_layer, hidden_TD, rotation_TE, pack, masks))
+
+
+def _block(layer: nn.Module, hidden_TD: torch.Tensor, rotation_TE: torch.Tensor, pack: Pack,
+           masks: dict) -> torch.Tensor:
+    attention, mlp = layer.self_attn, layer.mlp
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj]
+    query, key, value, gate_TN, up_TN = _products(linears, _norm(layer.input_layernorm, hidden_TD))
+    query_TQE, key_TKE, value_TKE = (part.unflatten(1, (-1, attention.head_dim)) for part in (query, key, value))
+    if attention.sliding_window is not None:
+        query_TQE, key_TKE = _rotate(query_TQE, rotation_TE), _rotate(key_TKE, rotation_TE)
+    seen = _attend(query_TQE.split(pack.lengths), key_TKE, value_TKE, pack.paths, pack, attention.sliding_window, masks)
+    return _output(hidden_TD, seen.flatten(1).to(hidden_TD.dtype), gate_TN, up_TN, attention.o_proj, mlp.down_proj)
+
+
+def _last_block(layer: nn.Module, hidden_TD: torch.Tensor, rotation_TE: torch.Tensor, pack: Pack,
+                masks: dict) -> torch.Tensor:
+    """As `_block`, but (B, D): all tokens are keys and values, only the last ones of the sequences ask."""
+    attention, mlp = layer.self_attn, layer.mlp
+    normed_TD = _norm(layer.input_layernorm, hidden_TD)
+    key, value = _products([attention.k_proj, attention.v_proj], normed_TD)
+    query, gate_BN, up_BN = _products([attention.q_proj, mlp.gate_proj, mlp.up_proj], normed_TD[pack.last])
+    query_BQE, key_TKE, value_TKE = (part.unflatten(1, (-1, attention.head_dim)) for part in (query, key, value))
+    if attention.sliding_window is not None:
+        query_BQE, key_TKE = _rotate(query_BQE, rotation_TE[pack.last]), _rotate(key_TKE, rotation_TE)
+    paths = [pack.paths[leaf] for leaf in pack.leaves]
+    seen = _attend(query_BQE.split(1), key_TKE, value_TKE, paths, pack, attention.sliding_window, masks)
+    return _output(hidden_TD[pack.last], seen.flatten(1).to(hidden_TD.dtype), gate_BN, up_BN, attention.o_proj,
+                   mlp.down_proj)
+
+
+def _norm(norm: nn.Module, hidden_TD: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(hidden_TD, hidden_TD.shape[-1:], norm.weight.to(hidden_TD.dtype), eps=norm.variance_epsilon)
+
+
+def _rotate(heads_TQE: torch.Tensor, rotation_TE: torch.Tensor) -> torch.Tensor:
+    """Rotary positions in fp32; neighbours are the two parts of a complex number."""
+    complex_TQE = torch.view_as_complex(heads_TQE.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(complex_TQE * rotation_TE[:, None]).flatten(-2)
+
+
+# Attention
+
+
+def _attend(queries: Sequence[torch.Tensor], key_TKE: torch.Tensor, value_TKE: torch.Tensor,
+            paths: Sequence[tuple[int, ...]], pack: Pack, window: int | None, masks: dict) -> torch.Tensor:
+    """Each of `queries` (L, Q, E), the last tokens of a path, looks at the keys of its path up to itself."""
+    keys, values = key_TKE.split(pack.lengths), value_TKE.split(pack.lengths)
+    found = []
+    for query_LQE, path in zip(queries, paths, strict=True):
+        key_SKE, value_SKE = (parts[path[0]] if len(path) == 1 else torch.cat([parts[number] for number in path])
+                              for parts in (keys, values))
+        found.append(_attend_path(query_LQE, key_SKE, value_SKE, window, masks))
+    return torch.cat(found)
+
+
+def _attend_path(query_LQE, key_SKE, value_SKE, window: int | None, masks: dict) -> torch.Tensor:
+    length, seen = len(query_LQE), len(key_SKE)
+    if window is None or seen <= window:
+        return _attention(query_LQE, key_SKE, value_SKE, None, masks)
+    # In blocks of queries, each of which sees only the keys that its window can reach.
+    size = max(64, window // 2)
+    found = []
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        some = slice(max(0, seen - length + start - window + 1), seen - length + stop)
+        found.append(_attention(query_LQE[start:stop], key_SKE[some], value_SKE[some], window, masks))
+    return torch.cat(found)
+
+
+def _attention(query_LQE, key_SKE, value_SKE, window: int | None, masks: dict) -> torch.Tensor:
+    """The queries are those of the last L of the S keys."""
+    length, seen = len(query_LQE), len(key_SKE)
+    causal, mask_LS = length == seen and window is None, None
+    if not causal and length > 1:
+        shape = length, seen, window
+        if shape not in masks:
+            masks[shape] = _mask(*shape, query_LQE.device)
+        mask_LS = masks[shape]
+    # In fp32 on a CPU, where bf16 is slower for short sequences; rotated queries and keys are in fp32 anyway.
+    dtype = torch.float32 if query_LQE.device.type == "cpu" else value_SKE.dtype
+    query, key, value = (part.to(dtype).transpose(0, 1)[None] for part in (query_LQE, key_SKE, value_SKE))
+    seen = F.scaled_dot_product_attention(query, key, value, mask_LS, is_causal=causal, enable_gqa=True)
+    return seen[0].transpose(0, 1)
+
+
+def _mask(length: int, seen: int, window: int | None, device: torch.device) -> torch.Tensor:
+    distance_LS = torch.arange(seen - length, seen, device=device)[:, None] - torch.arange(seen, device=device)
+    return (distance_LS >= 0) & (distance_LS < (window or seen))
+
+
+# Products
+
+
+def _products(linears: Sequence[nn.Module], input_TD: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The outputs of linear layers of the same input."""
+    weight_ND, adapters = _weight(linears), [_adapter(linear) for linear in linears]
+    sizes = [linear.out_features for linear in linears]
+    if not any(adapters):
+        return F.linear(input_TD, weight_ND).split(sizes, dim=1)
+    matrices = [matrix for a, b, _ in adapters for matrix in (a, b)]
+    scalings = [scaling for _, _, scaling in adapters]
+    return _LoraProducts.apply(input_TD, weight_ND, scalings, *matrices).split(sizes, dim=1)
+
+
+def _output(residual, seen, gate, up, o_proj: nn.Module, down_proj: nn.Module) -> torch.Tensor:
+    """`residual + o_proj(seen) + down_proj(silu(gate) * up)`."""
+    weights, adapters = [_weight([o_proj]), _weight([down_proj])], [_adapter(o_proj), _adapter(down_proj)]
+    if not any(adapters):
+        return residual + F.linear(seen, weights[0]) + F.linear(F.silu(gate) * up, weights[1])
+    (o_a, o_b, o_scaling), (down_a, down_b, down_scaling) = adapters
+    return _Output.apply(residual, seen, gate, up, *weights, o_a, o_b, o_scaling, down_a, down_b, down_scaling)
+
+
+def _adapter(linear: nn.Module) -> tuple[torch.Tensor, torch.Tensor, float] | None:
+    """A (R, D), B (N, R) and the scaling of `linear`'s LoRA, where it has one that is in use."""
+    if not isinstance(linear, LoraLayer) or linear.disable_adapters or linear.merged:
+        return None
+    name, = linear.active_adapters
+    return linear.lora_A[name].weight, linear.lora_B[name].weight, linear.scaling[name]
+
+
+def _weight(linears: Sequence[nn.Module]) -> torch.Tensor:
+    """The weights of several layers as one matrix (N, D). Where they are frozen, the first call lays them side by side
+    in memory, and from then on the matrix is a view of them."""
+    weights = [linear.get_base_layer().weight if isinstance(linear, LoraLayer) else linear.weight for linear in linears]
+    if len(weights) == 1:
+        return weights[0]
+    if any(weight.requires_grad for weight in weights):
+        return torch.cat(weights)
+    rows, first = sum(map(len, weights)), weights[0]
+    if not _side_by_side(weights):
+        joined = torch.cat(weights)
+        for weight, part in zip(weights, joined.split([len(weight) for weight in weights]), strict=True):
+            weight.data = part
+    return first.detach().as_strided((rows, first.shape[1]), first.stride())
+
+
+def _side_by_side(weights: Sequence[torch.Tensor]) -> bool:
+    storage, place = weights[0].untyped_storage().data_ptr(), weights[0].storage_offset()
+    for weight in weights:
+        if (weight.untyped_storage().data_ptr(), weight.storage_offset()) != (storage, place):
+            return False
+        place += weight.numel()
+    return True
+
+
+class _LoraProducts(torch.autograd.Function):
+    """`input @ W^T`, to each layer's part of which `scaling * (input @ A^T) @ B^T` is added. W is frozen."""
+
+    @staticmethod
+    def forward(ctx, input_TD, weight_ND, scalings, *matrices):
+        a_RD = torch.cat(matrices[::2]).to(input_TD.dtype)
+        bs = [b.to(input_TD.dtype) for b in matrices[1::2]]
+        low_TR, output_TN = input_TD @ a_RD.T, input_TD @ weight_ND.T
+        ctx.sizes, ctx.ranks = [len(b) for b in bs], [b.shape[1] for b in bs]
+        parts = zip(output_TN.split(ctx.sizes, 1), low_TR.split(ctx.ranks, 1), bs, scalings, strict=True)
+        for output, low, b, scaling in parts:
+            output.addmm_(low, b.T, alpha=scaling)
+        ctx.save_for_backward(input_TD, low_TR, weight_ND, a_RD, *matrices)
+        ctx.scalings = scalings
+        return output_TN
+
+    @staticmethod
+    def backward(ctx, grad_TN):
+        input_TD, low_TR, weight_ND, a_RD, *matrices = ctx.saved_tensors
+        grads = grad_TN.split(ctx.sizes, 1)
+        grad_low_TR = torch.cat([(grad @ b.to(grad.dtype)).mul_(scaling) for grad, b, scaling
+                                 in zip(grads, matrices[1::2], ctx.scalings, strict=True)], 1)
+        grad_input_TD = torch.addmm(grad_TN @ weight_ND, grad_low_TR, a_RD) if ctx.needs_input_grad[0] else None
+        grad_matrices = []
+        parts = zip((grad_low_TR.T @ input_TD).split(ctx.ranks), grads, low_TR.split(ctx.ranks, 1), ctx.scalings,
+                    matrices[::2], matrices[1::2], strict=True)
+        for grad_a, grad, low, scaling, a, b in parts:
+            grad_matrices += [grad_a.to(a.dtype), (grad.T @ low).mul_(scaling).to(b.dtype)]
+        return grad_input_TD, None, None, *grad_matrices
+
+
+class _Output(torch.autograd.Function):
+    """The end of a block, `_output` with LoRA; the product of gate and up is made again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, residual, seen, gate, up, o_weight, down_weight, o_a, o_b, o_scaling, down_a, down_b,
+                down_scaling):
+        activated = F.silu(gate).mul_(up)
+        output = torch.addmm(residual, seen, o_weight.T).addmm_(activated, down_weight.T)
+        lows = []
+        for part, a, b, scaling in ((seen, o_a, o_b, o_scaling), (activated, down_a, down_b, down_scaling)):
+            lows.append(part @ a.T.to(part.dtype))
+            output.addmm_(lows[-1], b.T.to(part.dtype), alpha=scaling)
+        ctx.save_for_backward(seen, gate, up, *lows, o_weight, down_weight, o_a, o_b, down_a, down_b)
+        ctx.scalings = o_scaling, down_scaling
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        seen, gate, up, o_low, down_low, o_weight, down_weight, o_a, o_b, down_a, down_b = ctx.saved_tensors
+        silu = F.silu(gate)
+
+        def linear(part, low, weight, a, b, scaling):
+            grad_low = (grad @ b.to(grad.dtype)).mul_(scaling)
+            grad_part = torch.addmm(grad @ weight, grad_low, a.to(grad.dtype))
+            return grad_part, (grad_low.T @ part).to(a.dtype), (grad.T @ low).mul_(scaling).to(b.dtype)
+
+        grad_seen, grad_o_a, grad_o_b = linear(seen, o_low, o_weight, o_a, o_b, ctx.scalings[0])
+        grad_activated, grad_down_a, grad_down_b = linear(silu * up, down_low, down_weight, down_a, down_b,
+                                                          ctx.scalings[1])
+        grad_up = silu.mul_(grad_activated)
+        grad_gate = torch.ops.aten.silu_backward(grad_activated.mul_(up), gate)
+        return grad, grad_seen, grad_gate, grad_up, None, None, grad_o_a, grad_o_b, None, grad_down_a, grad_down_b, None

@@ -3,7 +3,10 @@
 Beside train.py the only module that imports deepspeed.
 """
 
+import importlib
 import math
+import os
+from unittest import mock
 
 import deepspeed
 import torch
@@ -24,9 +27,15 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def prepare_start() -> None:
-    """On a CPU DeepSpeed would compile a shared-memory op at first use (minutes); gloo gives the same bits."""
+    """Spares the start what nothing here uses.
+
+    On a CPU DeepSpeed would compile a shared-memory op at first use (minutes); gloo gives the same bits. And its ZeRO
+    imports Muon whatever the optimizer is: `torch.compile` around Muon's functions would load all of Inductor.
+    """
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    with mock.patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"):
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def engine_config(ds_config: dict) -> dict:

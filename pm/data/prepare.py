@@ -135,9 +135,10 @@ def encode(rows: Dataset, rows_key: str, encoder: Encoder, cache_dir: str) -> Da
 
 def training_texts(rows: Dataset):
     """Every text of the rows, for the tokenizer of the small model."""
-    for row in rows:
-        yield from (turn["content"] for turn in row["prompt"])
-        yield from (text for text in (row["response_a"], row["response_b"]) if text is not None)
+    for batch in rows.iter(1000):
+        for prompt, *responses in zip(batch["prompt"], batch["response_a"], batch["response_b"], strict=True):
+            yield from (turn["content"] for turn in prompt)
+            yield from (text for text in responses if text is not None)
 
 
 def fingerprint(encoded: Dataset, targets_NC: np.ndarray) -> str:

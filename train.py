@@ -63,13 +63,15 @@ def main(argv: list[str]) -> None:
     engine, *_ = deepspeed.initialize(model=model, config=engine_config(ds_config),
                                       model_parameters=parameter_groups(model, optimizer.get("weight_decay", 0.0)))
     create_moments(engine)
-    progress = resumed.trainer if resumed else {"step": 0, "updates": 0, "best": None}
+    engine.train()
+    progress = {"step": 0, "updates": 0, "best": None, "tokens_per_micro_batch": None}
     if resumed:
+        progress |= resumed.trainer
         set_state(engine, resumed.state(), progress["updates"])
         distributed.say(f"resumed from {resumed.path} at step {progress['step']} of {total_steps}")
     if config.tokens_per_micro_batch == AUTO:
-        batches.token_budget = (resumed.trainer["tokens_per_micro_batch"] if resumed
-                                else memory.fitting_budget(engine.module, batches, device))
+        batches.token_budget = (progress["tokens_per_micro_batch"] or
+                                memory.fitting_budget(engine.module, batches, device))
     tracker = Tracker(run, total_steps, progress["step"], config.wandb_project if config.wandb else "",
                       vars(config) | {"ds_config": ds_config})
 
@@ -86,7 +88,6 @@ def main(argv: list[str]) -> None:
     step, updates, best, skipped = progress["step"], progress["updates"], progress["best"], 0
     predictions, saved = [], resumed.path.name if resumed else None
     stop = distributed.StopSignal()
-    engine.train()
     while step < total_steps:
         started = time.perf_counter()
         rate = learning_rate(step, total_steps, optimizer["lr"], config.warmup, config.min_lr)

@@ -5,7 +5,7 @@
   make again are not kept for the backward pass.
 - The last block is computed only for the tokens that the score reads.
 
-What each gains: tests/bench/forward.py. Shapes: T tokens, D hidden, N features of several layers together, R ranks of
+What it gains: tests/bench/forward.py. Shapes: T tokens, D hidden, N features of several layers together, R ranks of
 several adapters together, Q heads, K heads of keys and values, E size of a head, B sequences.
 """
 
@@ -24,7 +24,7 @@ PROJECTIONS = 7  # of a block: query, key, value, output, gate, up, down
 
 
 def unsupported(model: nn.Module) -> str:
-    """Why the model cannot be run by `hidden_states`; "" where it can."""
+    """Why the model cannot be run by `last_hidden_states`; "" where it can."""
     config, parameters = model.config, list(model.parameters())
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
         return "ZeRO 3 gathers only the weights of modules that are called"

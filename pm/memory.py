@@ -9,8 +9,8 @@ from pm.batches import Batches
 from pm.distributed import gather_lists, ranks_here, say
 
 HEADROOM = 0.8  # share of the free memory that is planned with
-PROBES = (2048, 8192)  # tokens of the two passes whose difference shows what a token takes
-FASTEST_ON_CPU = 8192  # tokens: micro-batches of more are slower there (tests/bench/forward.py)
+PROBES = (1024, 4096)  # tokens of the two passes whose difference shows what a token takes
+FASTEST_ON_CPU = 4096  # tokens: micro-batches of more are slower there (tests/bench/forward.py)
 
 CONTAINER_MEMORY = [(Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")), (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))]

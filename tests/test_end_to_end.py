@@ -57,10 +57,11 @@ def workplace(tmp_path_factory):
     return folder
 
 
-def start(workplace: Path, name: str, *flags: str, ranks: int = 1, settings: str = "stage1", resume: bool = False):
+def start(workplace: Path, name: str, *flags: str, ranks: int = 1, settings: str = "stage1", resume: bool = False,
+          script: str = "train.py"):
     launcher = [sys.executable] if ranks == 1 else [
         str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", free_port()]
-    command = [*launcher, "train.py", "--deepspeed_config", str(workplace / f"{settings}.json")]
+    command = [*launcher, script, "--deepspeed_config", str(workplace / f"{settings}.json")]
     if resume:
         command += ["--resume", str(workplace / name)]
     else:
@@ -112,6 +113,54 @@ def reference(workplace):
     """Four steps on one rank, ZeRO 1."""
     train(workplace, "reference", "--max_steps", "4")
     return workplace
+
+
+@pytest.fixture(scope="module")
+def short_of_memory(workplace):
+    """train.py, whose last rank has memory for 500 tokens: with more, a backward pass breaks off at its third block."""
+    path = workplace / "short_of_memory.py"
+    path.write_text(f"""
+import os, runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from pm import fused
+
+backward, calls = fused._Output.backward, []
+
+def short_of_memory(ctx, grad):
+    calls.append(len(grad))
+    if len(grad) > 500 and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1) and len(calls) % 3 == 0:
+        raise torch.OutOfMemoryError("no memory for", len(grad), "tokens")
+    return backward(ctx, grad)
+
+fused._Output.backward = staticmethod(short_of_memory)
+runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+""")
+    return str(path)
+
+
+@pytest.mark.parametrize(("settings", "ranks"), [("stage0", 1), ("stage1", 2)])
+def test_a_step_that_runs_out_of_memory_is_made_again(reference, short_of_memory, settings, ranks):
+    name = f"short_{settings}"
+    printed = train(reference, name, "--max_steps", "4", "--packing", settings=settings, ranks=ranks,
+                    script=short_of_memory)
+    assert "step 1: out of memory; again with 4,096 tokens of a micro-batch" in printed
+    assert [row["step"] for row in lines(reference, name, "train")] == [1, 2, 3, 4]
+    assert losses(reference, name) == pytest.approx(losses(reference, "reference"), abs=1e-5)
+    one, other = load_file(newest_state(reference, name)), load_file(newest_state(reference, "reference"))
+    assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one if key.startswith("exp_avg/"))
+
+
+def test_with_zero_2_running_out_of_memory_is_an_error_that_says_what_helps(reference, short_of_memory):
+    printed = train(reference, "short_stage2", "--max_steps", "4", settings="stage2", script=short_of_memory, expect=1)
+    assert "a lower --tokens_per_micro_batch takes less" in printed.splitlines()[-1]
+
+
+def test_the_padded_forward_trains_the_same(reference):
+    train(reference, "padded", "--max_steps", "4", "--no-packing")
+    assert losses(reference, "padded") == pytest.approx(losses(reference, "reference"), abs=1e-5)
+    assert all(row["padding"] == 0 for row in lines(reference, "reference", "train"))
+    assert any(row["padding"] > 0 for row in lines(reference, "padded", "train"))
 
 
 def test_losses_are_the_golden_ones(reference):

@@ -347,3 +347,32 @@ def test_an_adapter_without_weights_is_refused(tmp_path):
     assert refusal(PreferenceModel.from_pretrained, folder) == f"{folder} holds no adapter_model.safetensors"
     shutil.rmtree(base)
     assert refusal(PreferenceModel.from_pretrained, folder).startswith(f"--model {base} cannot be loaded: ")
+
+
+# All pairs of one prompt's responses
+
+ANSWERS = ["the fox says hello", "dog", "the fox says no", "9 8 7"]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_all_pairs_are_those_of_compare(models, classes):
+    found = models[classes].compare_all("hello to the dog " * 4, ANSWERS)
+    assert found.shape == (4, 4)
+    for i, one in enumerate(ANSWERS):
+        for j, other in enumerate(ANSWERS):
+            if i == j:
+                assert found[i, j] == 0.5
+                continue
+            single, = models[classes].compare(["hello to the dog " * 4], [one], [other])
+            assert found[i, j] == pytest.approx(single["a"] + single.get("tie", 0) / 2, abs=1e-5)
+            assert found[i, j] + found[j, i] == pytest.approx(1)
+
+
+def test_all_pairs_of_few_and_of_equal_responses(models):
+    assert models[2].compare_all("hello", []).shape == (0, 0)
+    assert models[2].compare_all("hello", ["fox"]).tolist() == [[0.5]]
+    assert models[3].compare_all("hello", ["fox", "fox"]).tolist() == [[0.5, 0.5], [0.5, 0.5]]
+
+
+def test_all_pairs_need_a_model_that_compares(models):
+    assert "compare needs a model" in refusal(models["texts"].compare_all, "hello", ["fox", "dog"])

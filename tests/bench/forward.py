@@ -144,6 +144,8 @@ def main() -> None:
                       f"{min(took[first]) / seconds:7.2f}{read:9,}{padding:9.1%}{flops / seconds / peak:7.1%}"
                       f"{kept(model, micro_batches, device) / 2**20:7,.0f} MB{difference:10.1g}", flush=True)
         if arguments.profile:
+            for _ in range(arguments.rounds):  # so that memory is there
+                passes(model, ways["packed"], device)
             with torch.profiler.profile() as profile:
                 passes(model, ways["packed"], device)
             print(profile.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=25,

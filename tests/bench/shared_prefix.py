@@ -61,7 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = Cohere2ForSequenceClassification(Cohere2Config(vocab_size=8000, pad_token_id=0, **SMALL)).eval()
+    model = Cohere2ForSequenceClassification(Cohere2Config(vocab_size=8000, pad_token_id=0, eos_token_id=1, **SMALL)).eval()
     torch.nn.init.normal_(model.score.weight)
     model.requires_grad_(False)
     random = np.random.default_rng(0)

@@ -50,6 +50,7 @@ class Batches:
         self._tokens = self.orders_per_row * self._lengths  # that a row takes of the budget, but for padding
         if packing:
             self._tokens, _ = packed_tokens(self._lengths, prompt_lengths, self.orders_per_row)
+        self._costs = self._tokens + self.orders_per_row * attention_cost(self._lengths)
         self._epoch, self._permutation = -1, np.empty(0)
 
     def step(self, number: int) -> tuple[int, list[MicroBatch]]:
@@ -85,8 +86,7 @@ class Batches:
     def _plan(self, chosen: np.ndarray) -> list[list[list[int]]]:
         if not self._packing:
             return plan_step(self._lengths, chosen, self.token_budget // self.orders_per_row, world_size())
-        costs = self._tokens + self.orders_per_row * attention_cost(self._lengths)
-        return plan_packs(self._tokens, costs, chosen, self.token_budget, world_size())
+        return plan_packs(self._tokens, self._costs, chosen, self.token_budget, world_size())
 
     def _micro_batch(self, numbers: list[int], counts: bool, epoch: int) -> MicroBatch:
         rows = [self.rows[number] for number in numbers]

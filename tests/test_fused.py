@@ -15,14 +15,7 @@ from pm.packing import pack
 SLIDING, FULL = "sliding_attention", "full_attention"
 KINDS = ["lora", "lora and embeddings", "full"]
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small are slower on more threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def base(window: int, layers=(SLIDING, FULL, SLIDING), **changes) -> Cohere2ForSequenceClassification:

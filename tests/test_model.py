@@ -24,14 +24,7 @@ from pm.tokenizer import train_tokenizer
 
 PAD, EOS, WINDOW = 0, 2, 8
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small are slower on more threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny_config(**changes) -> Cohere2Config:

@@ -297,6 +297,15 @@ def test_rows_are_row_numbers_and_not_places():
     assert plan_step(np.array([9, 100, 9, 100, 9]), np.array([3, 1]), 100, 1) == [[[3], [1]]]
 
 
+def check_dealt(plan: list[list[list[int]]], count: int, ranks: int) -> None:
+    """Each of `count` rows is there once, and the ranks have equally many micro-batches."""
+    assert len(plan) == ranks
+    assert len({len(batches) for batches in plan}) == 1
+    flat = [row for batches in plan for batch in batches for row in batch]
+    assert all(type(row) is int for row in flat)
+    assert sorted(flat) == list(range(count))
+
+
 def test_no_rows_no_micro_batches():
     assert plan_step(np.array([], dtype=int), np.array([], dtype=int), 100, 2) == [[], []]
     assert plan_evaluation(np.array([], dtype=int), 100, 2) == [[], []]
@@ -311,11 +320,7 @@ def test_a_step_has_every_row_once_within_the_budget_on_equal_counts(lengths, to
     lengths = np.array(lengths)
     rows = np.random.RandomState(0).permutation(len(lengths))
     plan = plan_step(lengths, rows, token_budget, ranks)
-    assert len(plan) == ranks
-    assert len({len(batches) for batches in plan}) == 1
-    flat = [row for batches in plan for batch in batches for row in batch]
-    assert all(type(row) is int for row in flat)
-    assert sorted(flat) == list(range(len(lengths)))
+    check_dealt(plan, len(lengths), ranks)
     for batches in plan:
         for batch in batches:
             assert len(batch) <= 1 or len(batch) * lengths[batch].max() <= token_budget
@@ -553,11 +558,7 @@ def test_a_rank_without_rows_has_empty_packs():
 def test_packs_have_every_row_once_within_the_budget_on_equal_counts(lengths, token_budget, ranks):
     rows = np.random.RandomState(0).permutation(len(lengths))
     plan, lengths = packs(lengths, rows, token_budget, ranks), np.array(lengths)
-    assert len(plan) == ranks
-    assert len({len(batches) for batches in plan}) == 1
-    flat = [row for batches in plan for batch in batches for row in batch]
-    assert all(type(row) is int for row in flat)
-    assert sorted(flat) == list(range(len(lengths)))
+    check_dealt(plan, len(lengths), ranks)
     for batches in plan:
         sums = [lengths[batch].sum() for batch in batches]
         assert all(len(batch) <= 1 or total <= token_budget for batch, total in zip(batches, sums, strict=True))

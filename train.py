@@ -24,12 +24,12 @@ from pm.engine import (
     update,
 )
 from pm.errors import UserError, run_main
-from pm.export import finish
 from pm.loss import preference_loss
 from pm.metrics import evaluation
 from pm.model import parameter_groups, unswap
 from pm.predict import calibrated, score
 from pm.run import audit_run, build_model, dtype_of, fitted_shortcuts, load_training_data, open_run, prior
+from pm.save import finish
 from pm.schedule import learning_rate
 from pm.shortcuts import with_shortcuts
 from pm.tracking import StepStatistics, Tracker, quiet_libraries

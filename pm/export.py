@@ -1,151 +1,105 @@
-"""Exports: what others load. `python -m pm.export RUN` writes one from a checkpoint of a run.
+"""Writes and publishes an export of a run: python -m pm.export [RUN] [--merged] [--push_to_hub REPO]
 
-An export is a PEFT adapter with the score head (or, with --tune full, a whole model), the tokenizer, config.json
-with the label names, and preference.json. For small-random the base lies in it too.
+`--init BASE` writes the untrained base instead: the backbone with a new score head.
 """
 
 import argparse
-import json
-import os
-import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
-from datasets import Dataset
 
-from pm.calibration import Calibration, fit_temperatures
+from pm import publish
 from pm.checkpoint import Broken, Checkpoint, load, newest
-from pm.config import Config, fail, load_config, newest_run
-from pm.encoding import Template
+from pm.config import fail, load_config, newest_run
 from pm.errors import UserError, run_main
-from pm.model import load_tokenizer
-from pm.predict import SETTINGS, PreferenceModel
-from pm.run import base_of, build_model, dtype_of, load_data, saved_labels
+from pm.save import ROWS, Form, export, init
 from pm.tracking import quiet_libraries
 
-# How far logits may be from those of the live model, which may be on another device.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-
-
-def finish(run: Path, name: str, rows: Dataset, predictions: Sequence[dict], calibration: Calibration,
-           metrics: dict | None) -> float:
-    """Exports checkpoint `name` as `run/export`, checked against the live model's predictions of `rows`.
-
-    Returns the largest difference of a logit. The last step of a training run; called on one rank.
-    """
-    few = [0, len(rows) // 4, len(rows) // 2]
-    chosen = np.argsort(rows["tokens"][:], kind="stable")[few]
-    return export(run, load(run / "checkpoints" / name), run / "export", calibration, metrics,
-                  (rows.select(chosen), [predictions[number] for number in chosen]))
-
-
-def export(run: Path, checkpoint: Checkpoint, output: Path, calibration: Calibration | None = None,
-           metrics: dict | None = None, expected: tuple[Dataset, Sequence[dict]] | None = None) -> float:
-    """Writes `output` from a checkpoint; called on one rank. Without `calibration` the temperatures are fitted here.
-
-    The export is loaded afresh, and counts as saved only where each trained tensor has the checkpoint's bits. With
-    `expected`, a few encoded rows and the live model's predictions of them, its logits must agree too; returns
-    their largest difference. Raises `UserError` where they do not, or where `output` is a folder of something else.
-    """
-    if output.exists() and not (output / SETTINGS).exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {output} is there already, and is no export")
-    config = load_config(run)
-    dtype = dtype_of(json.loads((run / "ds_config.json").read_text("utf-8")))
-    stored = torch.float32 if config.tune == "lora" else dtype
-    model = build_model(config, run, saved_labels(run), dtype, say=lambda text: None)
-    state = checkpoint.state()
-    trained = {name: state[f"master/{name}"].to(stored) for name, parameter in model.named_parameters()
-               if parameter.requires_grad}
-    for name, parameter in model.named_parameters():
-        if name in trained:
-            parameter.data = trained[name]
-    temporary = output.with_name(f".{output.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        settings = _write(temporary, run, config, model, checkpoint, dtype, metrics)
-        del model, state
-        fresh = PreferenceModel.from_pretrained(temporary, device="cpu" if calibration else None)
-        for name, parameter in fresh.model.named_parameters():
-            if name in trained and not torch.equal(parameter.cpu(), trained.pop(name).to(dtype)):
-                raise UserError(f"the export, loaded afresh, has other values in {name}: it was not saved")
-        if trained:
-            raise UserError(f"the export, loaded afresh, lacks {', '.join(trained)}: it was not saved")
-        difference = _difference(fresh, *expected) if expected else 0.0
-        if not difference <= TOLERANCE[dtype]:
-            raise UserError(f"the export, loaded afresh, gives logits that differ by {difference:.2g} from the trained "
-                            f"model's; {TOLERANCE[dtype]:g} is allowed: it was not saved")
-        if calibration is None:
-            held_out = load_data(config, run).calibration.encoded
-            calibration = fit_temperatures(fresh.score(held_out))
-        _save(temporary, settings | {"calibration": asdict(calibration)})
-        shutil.rmtree(output, ignore_errors=True)
-        os.rename(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return difference
-
-
-def _write(folder: Path, run: Path, config: Config, model, checkpoint: Checkpoint, dtype: torch.dtype,
-           metrics: dict | None) -> dict:
-    base = base_of(config, run)
-    if config.tune == "lora" and config.random_base:
-        model.peft_config["default"].base_model_name_or_path = "base"
-        shutil.copytree(base, folder / "base")
-    # PEFT would look the base up on the hub to decide whether embeddings were resized; they never are.
-    model.save_pretrained(folder, **({"save_embedding_layers": False} if config.tune == "lora" else {}))
-    model.config.architectures = ["Cohere2ForSequenceClassification"]
-    model.config.save_pretrained(folder)
-    tokenizer = load_tokenizer(base)
-    tokenizer.save_pretrained(folder)
-    settings = {
-        "base": base, "tune": config.tune, "dtype": str(dtype).removeprefix("torch."), "task": config.task,
-        "labels": list(model.config.id2label.values()), "packing": config.packing,
-        "tokens_per_micro_batch": config.evaluation_tokens,
-        "max_length": config.max_length, "template": Template.of(tokenizer).saved(), "run": run.name,
-        "checkpoint": checkpoint.path.name, "step": checkpoint.trainer["step"],
-    }
-    _save(folder, settings)
-    if metrics is not None:
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
-    return settings
-
-
-def _save(folder: Path, settings: dict) -> None:
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", "utf-8")
-
-
-def _difference(fresh: PreferenceModel, rows: Dataset, live: Sequence[dict]) -> float:
-    return max(abs(one - other) for new, old in zip(fresh.score(rows, token_budget=1), live, strict=True)
-               for name in new if name.startswith("logits")
-               for one, other in zip(new[name], old[name], strict=True))
+DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 
 
 def main(argv: list[str]) -> None:
     quiet_libraries()
-    parser = argparse.ArgumentParser(prog="python -m pm.export", description=__doc__.splitlines()[0])
-    parser.add_argument("run", nargs="?", help="folder of the run [the newest one]")
-    parser.add_argument("--checkpoint", help="its name, or best [the newest one]")
-    parser.add_argument("--output", type=Path, help="folder of the export [RUN/export]")
-    parser.error = fail
-    arguments = parser.parse_args(argv)
-    run = Path(arguments.run) if arguments.run else newest_run("checkpoints/latest")
-    name = arguments.checkpoint
+    arguments = _parse(argv)
+    repo, licence = arguments.push_to_hub, arguments.license
+    dtype = DTYPES[arguments.dtype] if arguments.dtype else None
+    if repo:
+        publish.check_login(repo)
+    if arguments.init:
+        output = arguments.output
+        init(arguments.init, output, arguments.labels or ["a", "b"], dtype, licence, repo or "")
+        print(f"wrote {output}, untrained; train it with: deepspeed train.py --model {output}")
+        message = f"Untrained base of {arguments.init}"
+    else:
+        run = Path(arguments.run) if arguments.run else newest_run("checkpoints/latest")
+        config = load_config(run)
+        if repo and config.tune == "lora" and not (arguments.merged or config.random_base or
+                                                   publish.hub_id(config.model)):
+            raise UserError(f"--push_to_hub {repo}: nobody else has the adapter's base, the folder {config.model}; "
+                            "add --merged")
+        checkpoint = _checkpoint(run, arguments.checkpoint)
+        output = arguments.output or run / ("merged" if arguments.merged else "export")
+        found = export(run, checkpoint, output, form=Form(arguments.merged, dtype, arguments.rows, licence, repo or ""))
+        if "drift" in found:
+            print(_drift_line(found["drift"]))
+        print(f"wrote {output} from {checkpoint.path.name}; evaluate it with: python eval.py --model {output}")
+        message = f"{checkpoint.path.name} of {run.resolve().name}"
+    if repo:
+        print(f"pushed to {publish.push(output, repo, arguments.private, message)}")
+
+
+def _drift_line(found: dict) -> str:
+    return (f"against the model as it was trained, on {found['rows']:,} rows of {found['of']}: logits differ by "
+            f"{found['mean']:.2g} on average, {found['largest']:.2g} at most; {found['flipped']:,} verdicts "
+            f"({found['flipped'] / found['rows']:.2%}) change")
+
+
+def _checkpoint(run: Path, name: str | None) -> Checkpoint:
     if name == "best":
         best = run / "checkpoints" / "best"
         if not best.exists():
             raise UserError(f"{run} has no best checkpoint: it was not evaluated yet")
         name = best.read_text("utf-8").strip()
     try:
-        checkpoint = load(run / "checkpoints" / name) if name else newest(run)
+        return load(run / "checkpoints" / name) if name else newest(run)
     except Broken as error:
         raise UserError(f"checkpoint {name} of {run} cannot be read: {error}") from None
-    output = arguments.output or run / "export"
-    export(run, checkpoint, output)
-    print(f"wrote {output} from {checkpoint.path.name}; evaluate it with: python eval.py --model {output}")
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pm.export", allow_abbrev=False,
+                                     description="Writes and publishes an export of a run.")
+    parser.add_argument("run", nargs="?", help="folder of the run [the newest one]")
+    parser.add_argument("--checkpoint", help="its name, or best [the newest one]")
+    parser.add_argument("--output", type=Path, help="folder of the export [RUN/export, or RUN/merged]")
+    parser.add_argument("--merged", action="store_true", help="a whole model, LoRA added to its weights, and not an "
+                                                              "adapter")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights of a whole model [the run's; with --init the "
+                                                        "base's]")
+    parser.add_argument("--rows", type=int, default=ROWS, help="on how many of the test split, or of the embedded "
+                        "sample, a whole model is compared with what was trained [%(default)s]")
+    parser.add_argument("--init", metavar="BASE", help="write the untrained base instead: a Cohere 2 (hub id or local "
+                                                       "folder) with a new score head")
+    parser.add_argument("--labels", nargs="+", help="classes of the new head [a b]")
+    parser.add_argument("--push_to_hub", metavar="REPO", help="upload the export to this repository of the Hub")
+    parser.add_argument("--private", action="store_true", help="make that repository a private one")
+    parser.add_argument("--license", help="of the model, as the Hub names it [the base's]")
+    parser.error = fail
+    arguments = parser.parse_args(argv)
+    if arguments.private and not arguments.push_to_hub:
+        raise UserError("--private is of --push_to_hub")
+    if arguments.rows < 1:
+        raise UserError(f"--rows {arguments.rows}: must be at least 1")
+    labels = arguments.labels
+    if not arguments.init and labels:
+        raise UserError("--labels are of --init; a run has its own")
+    if arguments.init and (arguments.run or arguments.checkpoint or arguments.merged):
+        raise UserError(f"--init {arguments.init} writes no run: take RUN, --checkpoint and --merged out")
+    if arguments.init and not arguments.output:
+        raise UserError(f"--init {arguments.init} needs --output, the folder to be written")
+    if labels and len(set(labels)) < max(2, len(labels)):
+        raise UserError(f"--labels {' '.join(labels)}: at least two different ones are needed")
+    return arguments
 
 
 if __name__ == "__main__":

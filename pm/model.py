@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, Cohere2Config, Cohere2Model, Cohere2PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Cohere2Config,
+    Cohere2Model,
+    Cohere2PreTrainedModel,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pm.errors import UserError, first_line
@@ -111,9 +118,10 @@ def load_tokenizer(name: str):
 
 
 def load_model(name: str, dtype: torch.dtype, labels: Sequence[str]) -> tuple[Cohere2ForSequenceClassification, bool]:
-    """The model of a hub id or local folder with a class for each of `labels`, and whether its score head was there.
+    """The model of a hub id or local folder with a class for each of `labels`, and whether it has a trained score head.
 
-    A causal language model's folder gives its backbone (the lm_head is dropped) and a new head.
+    A causal language model's folder gives its backbone (the lm_head is dropped) and a new head. A head of zeros, as
+    `pm.export --init` writes it, is as good as new.
     """
     try:
         config = AutoConfig.from_pretrained(name)
@@ -138,7 +146,7 @@ def load_model(name: str, dtype: torch.dtype, labels: Sequence[str]) -> tuple[Co
     if missing - {HEAD, BIAS}:
         others = sorted(missing - {HEAD, BIAS})
         raise UserError(f"--model {name}: {len(others)} weights are missing, such as {others[0]}")
-    return model, HEAD not in missing
+    return model, HEAD not in missing and bool(model.score.weight.any())
 
 
 def set_prior(model: Cohere2ForSequenceClassification, prior_C: Sequence[float]) -> None:
@@ -187,3 +195,7 @@ def _head(labels: Sequence[str]) -> dict:
     """What the config says of the head: the names of its classes, and a bias where they are not as alike as a and b."""
     return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)},
             "score_bias": list(labels) != ["a", "b"]}
+
+
+# Without exist_ok this is a silent no-op for a configuration that transformers has itself.
+AutoModelForSequenceClassification.register(Cohere2Config, Cohere2ForSequenceClassification, exist_ok=True)

@@ -133,7 +133,7 @@ class PreferenceModel:
             settings = json.loads((folder / SETTINGS).read_text("utf-8"))
             task = Task(settings["task"], tuple(settings["labels"]))
             dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings["dtype"]]
-            if settings["tune"] == "lora":
+            if settings["tune"] == "lora" and not settings.get("merged"):
                 base = folder / "base"
                 model, _ = load_model(str(base) if base.is_dir() else settings["base"], dtype, task.labels)
                 if not (folder / "adapter_model.safetensors").is_file():

@@ -21,13 +21,11 @@ DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfl
 def main(argv: list[str]) -> None:
     quiet_libraries()
     arguments = _parse(argv)
-    repo, licence = arguments.push_to_hub, arguments.license
-    dtype = DTYPES[arguments.dtype] if arguments.dtype else None
-    if repo:
-        publish.check_login(repo)
+    licence, dtype = arguments.license, DTYPES[arguments.dtype] if arguments.dtype else None
+    repo = publish.check_login(arguments.push_to_hub) if arguments.push_to_hub else ""
     if arguments.init:
         output = arguments.output
-        init(arguments.init, output, arguments.labels or ["a", "b"], dtype, licence, repo or "")
+        init(arguments.init, output, arguments.labels or ["a", "b"], dtype, licence, repo)
         print(f"wrote {output}, untrained; train it with: deepspeed train.py --model {output}")
         message = f"Untrained base of {arguments.init}"
     else:
@@ -39,7 +37,7 @@ def main(argv: list[str]) -> None:
                             "add --merged")
         checkpoint = _checkpoint(run, arguments.checkpoint)
         output = arguments.output or run / ("merged" if arguments.merged else "export")
-        found = export(run, checkpoint, output, form=Form(arguments.merged, dtype, arguments.rows, licence, repo or ""))
+        found = export(run, checkpoint, output, form=Form(arguments.merged, dtype, arguments.rows, licence, repo))
         if "drift" in found:
             print(_drift_line(found["drift"]))
         print(f"wrote {output} from {checkpoint.path.name}; evaluate it with: python eval.py --model {output}")

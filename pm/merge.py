@@ -49,8 +49,8 @@ def drift(before: Sequence[dict], after: Sequence[dict]) -> dict:
 
 
 def compared_rows(test: Dataset | None, encoder: Encoder, task: Task, cache_dir: str, most: int) -> tuple[Dataset, str]:
-    """At most `most` encoded rows, spread evenly over the test split, or over the embedded sample where that is not there
-    or empty; and which of them it is."""
+    """At most `most` encoded rows, spread evenly over the test split, or where there is none over the embedded sample;
+    and which of the two it was."""
     if test is not None and len(test):
         return test.select(_spread(len(test), most)), "the test split"
     rows = read(["sample"], Reading(), cache_dir).rows

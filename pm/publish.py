@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import httpx
 import yaml
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from pm.card import Facts, model_card
@@ -73,17 +73,19 @@ def licence_of(base: str) -> dict[str, str]:
         folder = Path(base)
         path = folder / "README.md" if folder.is_dir() else hf_hub_download(base, "README.md")
         data = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, ValueError, httpx.HTTPError, yaml.YAMLError):
+    except (OSError, ValueError, HTTPError, yaml.YAMLError):
         return {}
     return {name: data[name] for name in LICENCE if data.get(name) and isinstance(data[name], str)}
 
 
-def check_login(repo: str) -> None:
-    """Raises `UserError` where `repo` is no name, or nobody is logged in: before anything else is done."""
+def check_login(repo: str) -> str:
+    """The repository's full name, which begins with that of its owner. Raises `UserError` where `repo` is no name, or
+    nobody is logged in: before anything else is done."""
     try:
         validate_repo_id(repo)
-        HfApi().whoami()
-    except (OSError, ValueError, httpx.HTTPError) as error:
+        user = HfApi().whoami()["name"]
+        return repo if "/" in repo else f"{user}/{repo}"
+    except (OSError, ValueError, HTTPError) as error:
         raise UserError(f"--push_to_hub {repo}: {first_line(error)}") from None
 
 
@@ -100,7 +102,7 @@ def push(folder: Path, repo: str, private: bool, message: str) -> str:
             raise UserError(f"--private: {repo} is there already, and is public")
         api.upload_folder(folder_path=folder, repo_id=address.repo_id, commit_message=message,
                           delete_patterns=LEFT_OVER)
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise UserError(f"--push_to_hub {repo}: {first_line(error)}") from None
     return str(address)
 

@@ -39,7 +39,7 @@ def test_the_walk_sees_known_imports():
 
 
 PURE = {"pm.plan", "pm.loss", "pm.schedule", "pm.data.targets", "pm.predictions", "pm.calibration", "pm.intervals",
-        "pm.ranking", "pm.metrics", "pm.benchmarks", "pm.report", "pm.plots"}
+        "pm.ranking", "pm.metrics", "pm.benchmarks", "pm.report", "pm.plots", "pm.card"}
 
 
 @pytest.mark.parametrize("name", sorted(PURE))

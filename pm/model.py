@@ -146,7 +146,7 @@ def load_model(name: str, dtype: torch.dtype, labels: Sequence[str]) -> tuple[Co
     if missing - {HEAD, BIAS}:
         others = sorted(missing - {HEAD, BIAS})
         raise UserError(f"--model {name}: {len(others)} weights are missing, such as {others[0]}")
-    return model, HEAD not in missing and bool(model.score.weight.any())
+    return model, HEAD not in missing and any(parameter.any() for parameter in model.score.parameters())
 
 
 def set_prior(model: Cohere2ForSequenceClassification, prior_C: Sequence[float]) -> None:

@@ -26,7 +26,7 @@ TURNS = {"type": "array", "items": {"type": "object", "required": ["role", "cont
 
 
 # What pydantic puts into the place of an error beside the names of fields.
-UNNAMED = ("body", "Triple", "Triples", "Responses", "function-after[_text(), str]", "list[function-after[_text(), str]]")
+UNNAMED = ("body", "Triple", "Triples", "Responses", "text", "pair")
 
 
 def _prompt(value: Any) -> str | list[dict]:
@@ -99,8 +99,10 @@ class RankBody(Ours):
 
 
 class ClassifyBody(Ours):
-    texts: list[Text | Annotated[list[Text], Field(min_length=2, max_length=2)]] = Field(
-        description="texts, or pairs of texts")
+    texts: list[Annotated[
+        Annotated[Text, Tag("text")] | Annotated[list[Text], Field(min_length=2, max_length=2), Tag("pair")],
+        Discriminator(lambda value: "pair" if isinstance(value, list) else "text")]] = Field(
+            description="texts, or pairs of texts")
     languages: list[Text] | None = None
 
 

@@ -39,7 +39,7 @@ from pm.errors import UserError, run_main
 from pm.gate import Gate, patient
 from pm.predict import PreferenceModel
 from pm.predictions import softmax
-from pm.service import Limits, Pair, Service, flips
+from pm.service import DEFAULTS, Limits, Pair, Service, flips
 from pm.tracking import quiet_libraries
 
 END_TOKENS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|END_OF_TURN_TOKEN|>",
@@ -48,10 +48,10 @@ EXAMPLES = 3  # prompts of each language on the page
 LONGEST_REASON = 300
 REFUSALS = {status: {"model": payloads.Failure} for status in (401, 408, 413, 415, 422, 429, 503)}
 PAGE_POLICY = ("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-               "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+               "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
 
-def create_app(model: PreferenceModel, name: str = "", limits: Limits = Limits(), token: str | None = None, *,
+def create_app(model: PreferenceModel, name: str = "", limits: Limits = DEFAULTS, token: str | None = None, *,
                together: bool = True, cohort: int = 0, cohort_wait: float = 60.0,
                end_tokens: Sequence[str] = END_TOKENS) -> FastAPI:
     """The app, whose batcher runs until its lifespan ends. `name` is that of the model.
@@ -297,10 +297,9 @@ def _examples() -> list[payloads.ExamplePrompt]:
     found = []
     for language, rows in sample.written().items():
         for row, other in pairwise(rows[: EXAMPLES + 1]):
-            texts = [row["chosen"], row["rejected"], other["chosen"], row["chosen"] + " " + other["chosen"]]
-            found.append(payloads.ExamplePrompt(
-                language=language, prompt=row["prompt"],
-                responses=sorted(texts, key=lambda text: text_hash(text))))  # in no telling order
+            pair = sorted((row["chosen"], row["rejected"]), key=text_hash)  # in no telling order
+            more = [other["chosen"], f"{row['chosen']} {other['chosen']}"]
+            found.append(payloads.ExamplePrompt(language=language, prompt=row["prompt"], responses=pair + more))
     return found
 
 

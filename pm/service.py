@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from pm.batching import Batcher
 from pm.counters import Counters
 from pm.errors import UserError
@@ -44,6 +46,9 @@ class Limits:
                     place = f"[{number}]" if len(values) > 1 else ""
                     raise UserError(f"{name}{place} has {characters:,} characters; at most {self.characters:,} are "
                                     "allowed (--max_characters)")
+
+
+DEFAULTS = Limits()
 
 
 class Pair(NamedTuple):
@@ -137,6 +142,6 @@ def _check_finite(values: Iterable[float]) -> None:
 
 
 def flips(prediction: dict) -> bool:
-    """Whether the verdict changes with the order."""
-    ab, ba = prediction["logits_ab"], prediction["logits_ba"]
-    return (ab[0] - ab[1]) * (ba[0] - ba[1]) < 0
+    """Whether the verdict changes with the order, as evaluation counts it."""
+    ab, ba = (np.sign(logits[0] - logits[1]) for logits in (prediction["logits_ab"], prediction["logits_ba"]))
+    return bool(ab != ba)

@@ -65,7 +65,7 @@ class PreferenceReward:
         even odds, from 0 to 1) and `preference/repeated` (the share of completions whose text the prompt has more than
         once). Raises `UserError` where a completion has nothing to be compared with.
         """
-        prompts, texts = [_prompt(prompt) for prompt in prompts], [_text(completion) for completion in completions]
+        prompts, texts = list(map(_prompt, prompts)), list(map(_text, completions))
         languages = [language or UNKNOWN for language in columns.get("language") or [""] * len(texts)]
         keys = [json.dumps(prompt, ensure_ascii=False) for prompt in prompts]
         if self.against == GROUP:
@@ -86,14 +86,14 @@ class PreferenceReward:
     def _in_groups(self, prompts: list[Prompt], texts: list[str], languages: list[str], keys: list[str]
                    ) -> tuple[np.ndarray, float]:
         """By prompt, not by place: online DPO has the second completions of all prompts behind the first ones."""
-        cohorts: dict[str, list[tuple[int, str]]] = {}  # key: (its rank, text) of each completion, those of a rank in order
+        cohorts: dict[str, list[tuple[int, str]]] = {}  # the rank and text of each completion of a prompt
         for owner, key, text in gather_lists([(rank(), *row) for row in zip(keys, texts, strict=True)]):
             cohorts.setdefault(key, []).append((owner, text))
         places: dict[str, list[int]] = {}  # of this rank's completions
         for place, key in enumerate(keys):
             places.setdefault(key, []).append(place)
-        lone = next((key for key in places if len(cohorts[key]) < 2), None)
-        if lone:
+        lone = next((key for key, cohort in cohorts.items() if len(cohort) < 2), None)
+        if lone:  # on all ranks alike
             raise UserError(f"a prompt has a single completion in the batch, which then has no win rate: {lone:.80}; "
                             "num_generations must be 2 or more, and per_device_train_batch_size x steps_per_generation "
                             "x ranks a multiple of it")
@@ -106,8 +106,8 @@ class PreferenceReward:
         return rewards_N, _certainty(np.concatenate([nn[np.triu_indices(len(nn), 1)] for nn in better]))
 
     def _scores(self, better_nn: np.ndarray) -> np.ndarray:
-        of_others_nn = better_nn * (1 - np.eye(len(better_nn)))
-        return of_others_nn.sum(1) / (len(better_nn) - 1) if self.scale == "win_rate" else bradley_terry(of_others_nn)[0]
+        others_nn = better_nn * (1 - np.eye(len(better_nn)))
+        return others_nn.sum(1) / (len(better_nn) - 1) if self.scale == "win_rate" else bradley_terry(others_nn)[0]
 
     def _against_references(self, prompts: list[Prompt], texts: list[str], languages: list[str],
                             columns: dict[str, Sequence]) -> tuple[np.ndarray, float]:
@@ -122,8 +122,7 @@ class PreferenceReward:
 
 
 class PreferenceJudge:
-    """A pairwise judge as TRL had them up to 0.29, where online DPO, XPO and Nash-MD take one; the trainers of later
-    versions take reward functions only."""
+    """A pairwise judge as TRL had them, for what takes one. The trainers of TRL 1.16 take reward functions only."""
 
     def __init__(self, model: PreferenceModel, token_budget: int | None = None):
         self.model = model
@@ -131,8 +130,8 @@ class PreferenceJudge:
 
     def judge(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], shuffle_order: bool = True,
               return_scores: bool = False) -> list[int] | list[float]:
-        """For each prompt the place, 0 or 1, of the better one of its two completions; -1 where they are exactly even, as
-        two of the same text are. With `return_scores` the probability that the first one is better.
+        """For each prompt the place, 0 or 1, of the better one of its two completions; -1 where they are exactly even,
+        as two of the same text are. With `return_scores` the probability that the first one is better.
 
         `shuffle_order` changes nothing, as each pair is read in both orders. Raises `UserError` for other than pairs.
         """
@@ -140,7 +139,7 @@ class PreferenceJudge:
         if wrong is not None:
             raise UserError(f"completions[{wrong}] has {len(completions[wrong])} completions; a judge compares 2")
         first, second = ([_text(pair[place]) for pair in completions] for place in (0, 1))
-        found = self.model.compare([_prompt(prompt) for prompt in prompts], first, second, self.token_budget)
+        found = self.model.compare(list(map(_prompt, prompts)), first, second, self.token_budget)
         if return_scores:
             return [_first_wins(probability) for probability in found]
         return [-1 if probability["a"] == probability["b"] else int(probability["b"] > probability["a"])
@@ -158,7 +157,7 @@ def head_to_head(model: PreferenceModel, prompts: Sequence[Prompt], responses: S
     probability and the difference of characters. 95 % intervals (`..._interval`) resample prompts. None where there
     is nothing to count.
     """
-    prompts, responses, others = [_prompt(prompt) for prompt in prompts], list(map(_text, responses)), list(map(_text, others))
+    prompts, responses, others = list(map(_prompt, prompts)), list(map(_text, responses)), list(map(_text, others))
     better_N = np.array([_first_wins(probability) for probability in
                          model.compare(prompts, responses, others, token_budget, languages)])
     lengths_N2 = np.array([[len(one), len(other)] for one, other in zip(responses, others, strict=True)], float)

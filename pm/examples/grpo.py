@@ -20,8 +20,6 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from transformers import Cohere2Config, Cohere2ForCausalLM, PrinterCallback, TrainerCallback, set_seed
-from trl import GRPOConfig, GRPOTrainer
-from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from pm import plots
 from pm.config import fail, newest_run
@@ -33,10 +31,17 @@ from pm.rlhf import SCALES, PreferenceReward, head_to_head
 from pm.tokenizer import CHATBOT, END_TURN, START_TURN, SYSTEM, USER
 from pm.tracking import quiet_libraries
 
+try:
+    from trl import GRPOConfig, GRPOTrainer
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+except ModuleNotFoundError as error:
+    raise SystemExit(f"{error.name} is missing: pip install -e '.[rlhf]'") from None
+
 TEMPLATE = (  # of Command R, whose turn tokens every tokenizer of this project has
     "{{ bos_token }}{% for turn in messages %}" + START_TURN
     + f"{{{{ {{'system': '{SYSTEM}', 'user': '{USER}', 'assistant': '{CHATBOT}'}}[turn.role] }}}}"
-    + "{{ turn.content }}" + END_TURN + "{% endfor %}{% if add_generation_prompt %}" + START_TURN + CHATBOT + "{% endif %}")
+    + "{{ turn.content }}" + END_TURN + "{% endfor %}"
+    + "{% if add_generation_prompt %}" + START_TURN + CHATBOT + "{% endif %}")
 LANGUAGES = ("en", "de", "fr", "es")
 HELD_OUT = 0.3  # of the prompts, with all their translations
 ANSWERS = 4  # to each held-out prompt
@@ -87,7 +92,8 @@ def main(argv: list[str]) -> None:
             **others)
     else:
         trainer = OnlineDPOTrainer(str(arguments.output / "initial"), reward_funcs=reward, args=OnlineDPOConfig(
-            per_device_train_batch_size=BATCH // 2, max_new_tokens=arguments.tokens, temperature=1.0, **config), **others)
+            per_device_train_batch_size=BATCH // 2, max_new_tokens=arguments.tokens, temperature=1.0, **config),
+            **others)
     trainer.remove_callback(PrinterCallback)
     print(HEADER)
     measure.add(initial, 0)
@@ -100,12 +106,12 @@ def main(argv: list[str]) -> None:
         {"settings": settings, "curve": measure.curve, "log": trainer.state.log_history}, indent=1) + "\n", "utf-8")
     if plots.available():
         plot(measure.curve, arguments.output / "rlhf.png")
-    print(f"\nwrote {arguments.output}; win rates are against the initial policy, on {len(tests)} held-out prompts, with "
-          f"95 % intervals by prompt")
+    print(f"\nwrote {arguments.output}; win rates are against the initial policy, on {len(tests)} held-out prompts, "
+          f"with 95 % intervals by prompt")
 
 
-def imitate(policy: Cohere2ForCausalLM, tokenizer, conversations: list[tuple[list[dict], list[dict]]], steps: int) -> None:
-    """Trains the policy on the second parts of conversations."""
+def imitate(policy: Cohere2ForCausalLM, tokenizer, conversations: list[tuple[list, list]], steps: int) -> None:
+    """Trains the policy to say the second part of each conversation after the first."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     for _ in range(steps):
         chosen = [conversations[place] for place in torch.randint(len(conversations), (BATCH,)).tolist()]
@@ -151,7 +157,8 @@ class Measure(TrainerCallback):
             torch.manual_seed(seed)
             ids_BL = policy.generate(**inputs, do_sample=True, top_k=0, max_new_tokens=self.tokens)
         answers_BL = ids_BL[:, inputs["input_ids"].shape[1]:]
-        said_BL = (answers_BL == self.tokenizer.eos_token_id).cumsum(1).roll(1, 1).index_fill(1, torch.tensor([0]), 0) == 0
+        ends_BL = (answers_BL == self.tokenizer.eos_token_id).long()
+        said_BL = ends_BL.cumsum(1) == ends_BL  # up to the first end
         read_BL = torch.cat([inputs["attention_mask"], said_BL.long()], dim=1)
         now_BL, before_BL = (
             -cross_entropy(model(input_ids=ids_BL, attention_mask=read_BL, logits_to_keep=answers_BL.shape[1] + 1)
@@ -164,8 +171,10 @@ class Measure(TrainerCallback):
 def line(point: dict) -> str:
     """A row of the table."""
     def shown(name: str) -> str:
-        value, interval = point[name], point.get(f"{name}_interval")
-        return "-" if value is None else f"{value:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+        if point[name] is None:
+            return "-"
+        interval = point.get(f"{name}_interval")
+        return f"{point[name]:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
     lengths = f"{point['characters'][0]:.0f} against {point['characters'][1]:.0f}"
     return (f"| {point['step']} | {shown('win_rate')} | {shown('probability')} | {point['kl']:.1f} | {lengths} | "
@@ -200,8 +209,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--trainer", choices=("grpo", "online_dpo"), default="grpo", help="of TRL")
     parser.add_argument("--scale", choices=SCALES, default=SCALES[0], help="of the rewards")
     parser.add_argument("--languages", nargs="+", choices=sample.LANGUAGES, default=LANGUAGES, metavar="CODE")
-    parser.add_argument("--imitation_steps", type=int, default=150, help="before reinforcement")
-    parser.add_argument("--steps", type=int, default=60, help="of reinforcement")
+    parser.add_argument("--imitation_steps", type=int, default=300, help="before reinforcement")
+    parser.add_argument("--steps", type=int, default=50, help="of reinforcement")
     parser.add_argument("--eval_every", type=int, default=10, help="steps between two rows of the table")
     parser.add_argument("--learning_rate", type=float, default=2e-4, help="of reinforcement")
     parser.add_argument("--beta", type=float, default=0.04, help="weight of the divergence from the initial policy")

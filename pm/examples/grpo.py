@@ -77,6 +77,7 @@ def main(argv: list[str]) -> None:
     imitate(initial, tokenizer, [(turns(row["prompt"], "user"), turns(row[side], "assistant")) for row in rows
                                  for side in ("chosen", "rejected")], arguments.imitation_steps)
     initial.eval().save_pretrained(arguments.output / "initial")
+    tokenizer.save_pretrained(arguments.output / "initial")
 
     # 4. Reinforcement: TRL has its completions rewarded by comparisons
     measure = Measure(judge, initial, tokenizer, tests, arguments.eval_every, arguments.tokens)
@@ -209,7 +210,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--trainer", choices=("grpo", "online_dpo"), default="grpo", help="of TRL")
     parser.add_argument("--scale", choices=SCALES, default=SCALES[0], help="of the rewards")
     parser.add_argument("--languages", nargs="+", choices=sample.LANGUAGES, default=LANGUAGES, metavar="CODE")
-    parser.add_argument("--imitation_steps", type=int, default=300, help="before reinforcement")
+    parser.add_argument("--imitation_steps", type=int, default=150, help="before reinforcement")
     parser.add_argument("--steps", type=int, default=50, help="of reinforcement")
     parser.add_argument("--eval_every", type=int, default=10, help="steps between two rows of the table")
     parser.add_argument("--learning_rate", type=float, default=2e-4, help="of reinforcement")

@@ -32,9 +32,9 @@ class PreferenceReward:
     scale       `win_rate`: the probability of being better, its mean over the others of a group. `log_odds`: the score
                 by Bradley and Terry in the group, or the log-odds of being better than the reference
 
-    Win rates suit GRPO, which takes a group's mean off and divides by its standard deviation: they are bounded, while
-    in log-odds one hopeless completion takes most of the deviation, and the others are left with little to tell them
-    apart. With `scale_rewards="none"` they also keep how sure the model is, and a group of equals counts little.
+    GRPO divides by a group's standard deviation, after which both scales give nearly the same advantages. Win rates are
+    bounded, and with `scale_rewards="none"` they keep how sure the model is, so that a group of equals counts little.
+    In a group their mean is 0.5 (of log-odds 0) whatever the policy has learned: measure that by `head_to_head`.
 
     A comparison reads two completions in both orders; what comparisons share is read once, and completions of the same
     text are ties without a look. Prompts and completions are texts or lists of turns. A prompt that is text is one user

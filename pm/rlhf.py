@@ -155,9 +155,11 @@ def head_to_head(model: PreferenceModel, prompts: Sequence[Prompt], responses: S
     sides; `longer_wins`: share of the verdicts, among pairs of different length, that are for the longer one;
     `near_length`: the win rate among the `near_length_n` pairs of nearly equal length; `length_correlation`: of the
     probability and the difference of characters. 95 % intervals (`..._interval`) resample prompts. None where there
-    is nothing to count.
+    is nothing to count. Raises `UserError` for no pairs.
     """
     prompts, responses, others = list(map(_prompt, prompts)), list(map(_text, responses)), list(map(_text, others))
+    if not responses:
+        raise UserError("head_to_head: there are no responses")
     better_N = np.array([_first_wins(probability) for probability in
                          model.compare(prompts, responses, others, token_budget, languages)])
     lengths_N2 = np.array([[len(one), len(other)] for one, other in zip(responses, others, strict=True)], float)

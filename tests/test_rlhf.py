@@ -239,6 +239,7 @@ def test_head_to_head_counts_verdicts_and_lengths(models):
 def test_head_to_head_without_a_difference(models):
     found = head_to_head(models[2], ["hello", "fox"], ["dog", "dog"], ["dog", "dog"])
     assert (found["win_rate"], found["longer_wins"], found["length_correlation"]) == (0.5, None, None)
+    assert "no responses" in refusal(head_to_head, models[2], [], [], [])
 
 
 # TRL's own trainers

@@ -107,8 +107,10 @@ def main(argv: list[str]) -> None:
         {"settings": settings, "curve": measure.curve, "log": trainer.state.log_history}, indent=1) + "\n", "utf-8")
     if plots.available():
         plot(measure.curve, arguments.output / "rlhf.png")
-    print(f"\nwrote {arguments.output}; win rates are against the initial policy, on {len(tests)} held-out prompts, "
-          f"with 95 % intervals by prompt")
+    low = (measure.curve[-1]["near_length_interval"] or [0.0])[0]
+    print(f"\nWin rates against the initial policy on {len(tests)} held-out prompts, with 95 % intervals by prompt. "
+          f"{'The policy also wins' if low > 0.5 else 'It is not shown that the policy wins'} at nearly equal length"
+          f"{'' if low > 0.5 else ', so length may be all it learned'}.\nwrote {arguments.output}")
 
 
 def imitate(policy: Cohere2ForCausalLM, tokenizer, conversations: list[tuple[list, list]], steps: int) -> None:

@@ -63,6 +63,14 @@ def test_only_train_and_engine_import_deepspeed():
     assert {name for name in FILES if "deepspeed" in imported_by(name)} == {"train", "pm.engine"}
 
 
+def test_only_the_example_imports_trl():
+    assert {name for name in FILES if imported_by(name) & {"trl", "accelerate"}} == {"pm.examples.grpo"}
+
+
+def test_nothing_imports_the_examples():
+    assert [name for name in FILES if any(other.startswith("pm.examples") for other in ours(name))] == []
+
+
 def test_nothing_imports_the_scripts():
     assert {name: scripts for name in FILES if (scripts := imported_by(name) & {"train", "eval"})} == {}
 

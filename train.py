@@ -42,8 +42,8 @@ def main(argv: list[str]) -> None:
     config, ds_config = arguments.config, arguments.ds_config
     distributed.set_environment()
     prepare_start()
-    deepspeed.init_distributed(verbose=False, timeout=distributed.TIMEOUT)
-    device = distributed.set_device()
+    device = distributed.start()
+    deepspeed.init_distributed(verbose=False)
     check_config(ds_config)
     run = open_run(arguments)
     newest = distributed.on_main(lambda: checkpoint.newest(run).path) if arguments.resume else None
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     total_steps = min(max(1, round(config.epochs * batches.per_epoch)), config.max_steps or 10**12)
 
     # 3. Model and engine
-    model = build_model(config, run, data.task.labels, dtype_of(ds_config), prior(data))
+    model = distributed.together(lambda: build_model(config, run, data.task.labels, dtype_of(ds_config), prior(data)))
     optimizer = ds_config["optimizer"]["params"]
     engine, *_ = deepspeed.initialize(model=model, config=engine_config(ds_config),
                                       model_parameters=parameter_groups(model, optimizer.get("weight_decay", 0.0)))
@@ -160,5 +160,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, distributed.is_main)
+    run_main(main, distributed.is_first_here)
     distributed.end()

@@ -67,9 +67,12 @@ class Data:
 def open_run(arguments: Arguments) -> Path:
     """The run's folder, the same on all ranks; a new one gets its settings written.
 
-    Raises `UserError` where `--output` is a run with checkpoints, or a folder of something else.
+    Raises `UserError` where `--output` is a run with checkpoints, or a folder of something else, or not shared by all
+    machines.
     """
-    return arguments.resume or distributed.on_main(lambda: _new_run(arguments))
+    run = arguments.resume or distributed.on_main(lambda: _new_run(arguments))
+    distributed.check_shared(run, "--resume" if arguments.resume else "--output")
+    return run
 
 
 def _new_run(arguments: Arguments) -> Path:

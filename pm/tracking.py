@@ -85,6 +85,8 @@ def quiet_libraries() -> None:
         datasets.disable_progress_bars()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="`torch.distributed.all_gather_into_tensor` is deprecated",
+                            category=FutureWarning)
 
 
 def read_history(run: Path) -> list[dict]:

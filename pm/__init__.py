@@ -1,1 +1,5 @@
-"""A preference model: one sequence holds a prompt and two responses, a linear head says which is better."""
+"""A multilingual preference model: which of two responses to a prompt is better, and how surely."""
+
+from pm.predict import PreferenceModel
+
+__all__ = ["PreferenceModel"]

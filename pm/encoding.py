@@ -152,6 +152,20 @@ class Encoder:
                 encoded[name].append(value)
         return encoded
 
+    def kept(self, prompt: list[dict[str, str]], response_a: str, response_b: str) -> tuple[str, str, str]:
+        """The texts of a comparison after cutting; turns of the prompt are joined by empty lines."""
+        turns = list(zip((turn["role"] for turn in prompt), self._tokenise([turn["content"] for turn in prompt]),
+                         strict=True))
+        row = self._comparison(turns, *self._tokenise([response_a, response_b]))
+        turn_ids: list[list[int]] = []
+        for token in row["prompt_ids"]:
+            if token == self.template.start:
+                turn_ids.append([])
+            elif token not in self._control_ids:
+                turn_ids[-1].append(token)
+        prompt_text = "\n\n".join(map(self._text_tokenizer.decode, turn_ids))
+        return prompt_text, self._text_tokenizer.decode(row["a_ids"]), self._text_tokenizer.decode(row["b_ids"])
+
     def _comparison(self, turns: list[tuple[str, list[int]]], a_ids: list[int], b_ids: list[int]) -> dict:
         overhead = len(self.template.sequence([], [], []))
         whole = [sum(len(ids) + TURN_OVERHEAD for _, ids in turns), len(a_ids), len(b_ids)]

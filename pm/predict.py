@@ -1,20 +1,23 @@
 """From a trained model to predictions. Training and evaluation both score through `score`."""
 
 import json
-from collections.abc import Callable, Sequence
-from itertools import combinations
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import combinations, repeat
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from pm.calibration import Calibration
 from pm.collator import Collator, packed_tokens
 from pm.data.example import FEATURES, Example
-from pm.data.forms import BadRow
+from pm.data.forms import BadRow, prompt_turns, storable
 from pm.data.languages import UNKNOWN, language_code
 from pm.data.sources import parse_json_row
 from pm.data.targets import target_matrix, with_targets
@@ -25,11 +28,13 @@ from pm.fused import unsupported
 from pm.model import load_model, load_tokenizer, unswap
 from pm.plan import plan_evaluation, plan_packed_evaluation
 from pm.predictions import mean_logits, softmax
+from pm.ranking import Ranking, rank_responses
 from pm.task import CLASSIFICATION, PREFERENCE, Task
 
 BOTH = (False, True)
 UNCALIBRATED = Calibration()
 SETTINGS = "preference.json"
+Prompt = str | list[dict[str, str]]
 
 
 @torch.no_grad()
@@ -104,7 +109,12 @@ def calibrated(prediction: dict, calibration: Calibration) -> dict:
 
 class PreferenceModel:
     """An exported model: compares responses or classifies texts, and scores encoded rows. Its probabilities are
-    calibrated where temperatures were fitted for it (`settings["calibration"]`)."""
+    calibrated where temperatures were fitted for it (`settings["calibration"]`).
+
+    A prompt is text or a list of turns `{"role", "content"}`. `languages` are codes such as `de`, each of which has a
+    temperature of its own where one was fitted. `token_budget` of one forward pass is that of the model's run unless
+    given. Any thread may call; one at a time is served. What a caller got wrong is a `UserError`.
+    """
 
     def __init__(self, model, task: Task, encoder: Encoder, settings: dict, device: torch.device,
                  packing: bool | None = None):
@@ -119,6 +129,8 @@ class PreferenceModel:
             raise UserError(f"--packing cannot read the model: {reason}")
         self.packing = (settings.get("packing", True) if packing is None else packing) and not reason
         self.device = device
+        self.progress: Callable = partial(tqdm, unit=" batches", delay=3, leave=False, disable=None)  # on a terminal
+        self._lock = Lock()
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str | torch.device | None = None,
@@ -152,72 +164,135 @@ class PreferenceModel:
         return cls(model, task, encoder, settings, device, packing)
 
     def score(self, rows: Dataset, token_budget: int | None = None, **options) -> list[dict]:
-        """`predict.score` with this model; `options` are those behind the device there, `token_budget` is that of the
-        model's own run unless given."""
-        return score(self.model, rows, self.encoder.template, self.task, token_budget or self.token_budget, self.device,
-                     **{"calibration": self.calibration, "packing": self.packing} | options)
+        """`predict.score` with this model; `options` are those behind the device there."""
+        with self._lock:
+            return score(self.model, rows, self.encoder.template, self.task, token_budget or self.token_budget,
+                         self.device, **{"calibration": self.calibration, "packing": self.packing} | options)
 
-    def compare(self, prompts: Sequence[str | list[dict]], responses_a: Sequence[str], responses_b: Sequence[str],
+    def compare(self, prompts: Sequence[Prompt], responses_a: Sequence[str], responses_b: Sequence[str],
                 token_budget: int | None = None, languages: Sequence[str] | None = None) -> list[dict[str, float]]:
-        """Probability of each class for each triple, averaged over both orders: `{"a": 0.8, "b": 0.2}`.
-
-        A prompt is text or a list of turns `{"role", "content"}`. Equal responses are a tie without a look.
-        `languages` are codes such as `de`, each of which has a temperature of its own where one was fitted.
-        Raises `UserError` for a model that classifies.
-        """
-        self._check_task(PREFERENCE, "compare")
-        rows = []
-        for number, (prompt, a, b, language) in enumerate(zip(prompts, responses_a, responses_b,
-                                                              _codes(languages, len(prompts)), strict=True)):
-            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            rows.append(Example(str(number), "", language, "", "", turns, a, b, {}))
-        found = self._probabilities(rows, token_budget)
+        """Probability of each class for each triple, averaged over both orders: `{"a": 0.8, "b": 0.2}`. Equal
+        responses are a tie without a look."""
         tie = {label: float(label == "tie") for label in self.task.labels} if "tie" in self.task.labels else {
             "a": 0.5, "b": 0.5}
-        return [found.get(number, tie) for number in range(len(rows))]
+        return [row["probability"] if row else dict(tie)
+                for row in self.predictions(prompts, responses_a, responses_b, token_budget, languages)]
 
-    def compare_all(self, prompt: str | list[dict], responses: Sequence[str], token_budget: int | None = None,
-                    language: str = UNKNOWN) -> np.ndarray:
-        """How probable it is that response i is better than response j, (n, n), for all pairs of the n responses to one
-        prompt, as `compare` says it; 0.5 on the diagonal. With packing the prompt and every first response are read
-        once, where the n responses fit `token_budget`. A tie counts half for each. Raises `UserError` as `compare`."""
-        better_NN = np.full((len(responses), len(responses)), 0.5)
-        pairs = list(combinations(range(len(responses)), 2))
-        found = self.compare([prompt] * len(pairs), [responses[i] for i, _ in pairs], [responses[j] for _, j in pairs],
-                             token_budget, [language] * len(pairs))
-        for (i, j), probability in zip(pairs, found, strict=True):
-            better_NN[i, j] = probability["a"] + probability.get("tie", 0.0) / 2
-            better_NN[j, i] = 1 - better_NN[i, j]
-        return better_NN
+    def predictions(self, prompts: Sequence[Prompt], responses_a: Sequence[str], responses_b: Sequence[str],
+                    token_budget: int | None = None, languages: Sequence[str] | None = None) -> list[dict | None]:
+        """What `compare` is from: for each triple a row as in predictions.jsonl, whose target is 0 for each class; None
+        where the responses are equal, or their kept parts are."""
+        self._check_task(PREFERENCE, "compare")
+        columns = _columns(prompts=prompts, responses_a=responses_a, responses_b=responses_b, languages=languages)
+        return self._predictions([
+            Example(str(number), "", language, "", "", _turns(prompt, number), _text(a, f"responses_a[{number}]"),
+                    _text(b, f"responses_b[{number}]"), {})
+            for number, (prompt, a, b, language) in enumerate(columns)], token_budget)
+
+    def compare_all(self, prompts: Sequence[Prompt], cohorts: Sequence[Sequence[str]], token_budget: int | None = None,
+                    languages: Sequence[str] | None = None) -> list[np.ndarray]:
+        """For each prompt and the n responses of its cohort how probable it is that response i is better than response
+        j, (n, n), from `compare` of all pairs; 0.5 on the diagonal, a tie counts half for each. With packing the prompt
+        and every first response are read once, where the n responses fit the token budget."""
+        columns = list(_columns(prompts=prompts, cohorts=cohorts, languages=languages))
+        pairs = [(prompt, cohort[i], cohort[j], language) for prompt, cohort, language in columns
+                 for i, j in combinations(range(len(cohort)), 2)]
+        found = iter(self._better(pairs, token_budget))
+        matrices = []
+        for _, cohort, _ in columns:
+            better_NN = np.full((len(cohort), len(cohort)), 0.5)
+            for i, j in combinations(range(len(cohort)), 2):
+                better_NN[i, j] = next(found)
+                better_NN[j, i] = 1 - better_NN[i, j]
+            matrices.append(better_NN)
+        return matrices
+
+    def rank(self, prompt: Prompt, responses: Sequence[str], method: str = "full", token_budget: int | None = None,
+             language: str = UNKNOWN) -> Ranking:
+        """The n responses to one prompt, best first. `method` is one of `ranking.METHODS`, which says what each costs:
+        `full` compares all pairs, `bradley_terry` each response with a few others, `knockout` n - 1 pairs."""
+        responses = list(_columns(responses=responses))
+
+        def beats(pairs: Sequence[tuple[int, int]]) -> list[float]:
+            return self._better([(prompt, responses[i][0], responses[j][0], language) for i, j in pairs], token_budget)
+
+        return rank_responses(len(responses), beats, method)
+
+    def best_of_n(self, prompt: Prompt, responses: Sequence[str], token_budget: int | None = None,
+                  language: str = UNKNOWN) -> int:
+        """The place of the best response, by knock-out: n - 1 comparisons."""
+        return self.rank(prompt, responses, "knockout", token_budget, language).order[0]
 
     def classify(self, texts: Sequence[str | tuple[str, str]], token_budget: int | None = None,
                  languages: Sequence[str] | None = None) -> list[dict[str, float]]:
-        """Probability of each class for each text, or for each pair of texts; `languages` as in `compare`. `UserError`
-        for a model that compares."""
+        """Probability of each class for each text, or for each pair of texts."""
         self._check_task(CLASSIFICATION, "classify")
-        rows = []
-        for number, (text, language) in enumerate(zip(texts, _codes(languages, len(texts)), strict=True)):
-            turns = [{"role": "user", "content": part} for part in ([text] if isinstance(text, str) else text)]
-            rows.append(Example(str(number), "", language, "", "", turns, None, None, {}))
-        found = self._probabilities(rows, token_budget)
-        return [found[number] for number in range(len(rows))]
+        examples = []
+        for number, (text, language) in enumerate(_columns(texts=texts, languages=languages)):
+            parts = [text] if isinstance(text, str) else text
+            turns = [{"role": "user", "content": _text(part, f"texts[{number}]")} for part in parts]
+            examples.append(Example(str(number), "", language, "", "", turns, None, None, {}))
+        return [row["probability"] for row in self._predictions(examples, token_budget)]
+
+    def as_read(self, prompt: Prompt, response_a: str, response_b: str) -> tuple[str, str, str]:
+        """The three texts as the model reads them: what does not fit is cut. Turns of the prompt are joined by empty
+        lines."""
+        self._check_task(PREFERENCE, "as_read")
+        return self.encoder.kept(_turns(prompt, 0), _text(response_a, "response_a"), _text(response_b, "response_b"))
+
+    def _better(self, pairs: Sequence[tuple[Prompt, str, str, str]], token_budget: int | None) -> list[float]:
+        """How probable it is that the first response is better; a tie counts half."""
+        prompts, ones, others, languages = zip(*pairs, strict=True) if pairs else ((), (), (), ())
+        return [found["a"] + found.get("tie", 0.0) / 2
+                for found in self.compare(prompts, ones, others, token_budget, languages)]
 
     def _check_task(self, wanted: str, method: str) -> None:
         if self.task.name != wanted:
             raise UserError(f"{method} needs a model trained with --task {wanted}; this one's is {self.task.name}")
 
-    def _probabilities(self, examples: Sequence[Example], token_budget: int | None) -> dict[int, dict[str, float]]:
-        """By the number of the example; one with equal responses is left out."""
+    def _predictions(self, examples: Sequence[Example], token_budget: int | None) -> list[dict | None]:
+        """One for each example; None for one with equal responses, which the encoder leaves out."""
         if not examples:
-            return {}
+            return []
         rows = Dataset.from_list([example.to_row() for example in examples], features=FEATURES)
         encoded = Dataset.from_dict(self.encoder.encode(rows[:]), features=ENCODED_FEATURES)
-        predictions = self.score(with_targets(encoded, target_matrix(encoded, self.task.labels)), token_budget)
-        return {int(row["id"]): row["probability"] for row in predictions}
+        encoded = with_targets(encoded, target_matrix(encoded, self.task.labels))
+        found = {int(row["id"]): row for row in self.score(encoded, token_budget, progress=self.progress)}
+        return [found.get(number) for number in range(len(examples))]
 
 
-def _codes(languages: Sequence[str] | None, count: int) -> list[str]:
-    return [UNKNOWN] * count if languages is None else list(map(language_code, languages))
+def _columns(languages: Sequence[str] | None = None, **columns: Sequence) -> Iterator[tuple]:
+    """The items side by side, and the code of the language of each."""
+    if languages is not None:
+        columns["languages"] = languages
+    for name, values in columns.items():
+        if isinstance(values, (str, dict)) or not isinstance(values, Iterable):
+            raise UserError(f"{name} must be a list, not {type(values).__name__}; for one item give a list of one")
+        columns[name] = list(values)
+    if len({len(values) for values in columns.values()}) > 1:
+        raise UserError("lists of one length are needed, but there are "
+                        + ", ".join(f"{len(values)} {name}" for name, values in columns.items()))
+    codes = map(language_code, columns.pop("languages")) if languages is not None else repeat(UNKNOWN)
+    return zip(*columns.values(), codes, strict=False)
+
+
+def _turns(prompt: Prompt, number: int) -> list[dict[str, str]]:
+    name = f"prompts[{number}]"
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": _text(prompt, name)}]
+    try:
+        return prompt_turns(prompt, name)
+    except BadRow as error:
+        raise UserError(str(error)) from None
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{name} must be text, not {type(value).__name__}")
+    try:
+        return storable(value, name)
+    except BadRow as error:
+        raise UserError(str(error)) from None
 
 
 def read_predictions(path: Path) -> list[dict]:

@@ -1,11 +1,16 @@
 """Pairwise verdicts to rankings. Pure. Shapes: n responses to one prompt."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
+from pm.errors import UserError
 from pm.predictions import mean_logits, softmax
 
+METHODS = ("full", "bradley_terry", "knockout")
+OPPONENTS = 6  # of each response where method is bradley_terry
 FEWEST = 3  # responses to one prompt that make a ranking
 RIDGE = 1e-12  # keeps scores finite where one response wins always, or where comparisons do not hang together
 STEPS = 200
@@ -36,6 +41,74 @@ def bradley_terry(wins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             break
     covariance = np.linalg.inv(information + RIDGE * np.eye(len(wins)) + level) - level
     return scores, np.sqrt(np.maximum(np.diag(covariance), 0.0))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """`order`: places of the responses, best first; `scores` of the responses, in the order given, and the standard
+    `errors` of those of Bradley and Terry; `comparisons`: how many pairs were compared."""
+
+    order: list[int]
+    scores: list[float]
+    errors: list[float] | None
+    comparisons: int
+
+
+def rank_responses(count: int, beats: Callable[[Sequence[tuple[int, int]]], Sequence[float]], method: str) -> Ranking:
+    """Ranks `count` responses, n, by what `beats` says of pairs (i, j): how probable it is that i is better than j.
+
+    full            all n (n - 1) / 2 pairs; a score is the mean probability of winning against the others
+    bradley_terry   pairs with at most `OPPONENTS` others, at most n * `OPPONENTS` / 2; scores in log-odds
+    knockout        n - 1 pairs in log2(n) rounds; a score is the number of rounds survived, and only the first place
+                    means much
+
+    Raises `UserError` for another method or for no response.
+    """
+    if not count:
+        raise UserError("there are no responses to rank")
+    if method == "full":
+        pairs = list(combinations(range(count), 2))
+        wins = _wins(count, pairs, beats(pairs))
+        scores, errors = wins.sum(1) / max(1, count - 1) if count > 1 else np.array([0.5]), None
+    elif method == "bradley_terry":
+        pairs = _opponents(count)
+        scores, errors = bradley_terry(_wins(count, pairs, beats(pairs)))
+        errors = errors.tolist()
+    elif method == "knockout":
+        return _knockout(count, beats)
+    else:
+        raise UserError(f"method {method!r}: must be one of {', '.join(METHODS)}")
+    return Ranking(np.argsort(-scores, kind="stable").tolist(), scores.tolist(), errors, len(pairs))
+
+
+def _wins(count: int, pairs: Sequence[tuple[int, int]], found: Sequence[float]) -> np.ndarray:
+    wins = np.zeros((count, count))
+    for (i, j), probability in zip(pairs, found, strict=True):
+        wins[i, j], wins[j, i] = probability, 1 - probability
+    return wins
+
+
+def _opponents(count: int) -> list[tuple[int, int]]:
+    """Each response on a ring meets those that are 1, 2, 4, ... places on: every two are then few steps apart."""
+    if count <= OPPONENTS + 1:
+        return list(combinations(range(count), 2))
+    return sorted({tuple(sorted((place, (place + 2**power) % count))) for power in range(OPPONENTS // 2)
+                   for place in range(count)})
+
+
+def _knockout(count: int, beats: Callable) -> Ranking:
+    """Of those that survived as many rounds, the one that lost more narrowly is first."""
+    left, survived, last = list(range(count)), [0.0] * count, [1.0] * count  # `last`: what it had in its last match
+    while len(left) > 1:
+        pairs = list(zip(left[::2], left[1::2], strict=False))
+        left = left[2 * len(pairs) :]  # an odd one goes on without a match, and has one in the next round
+        for (i, j), probability in zip(pairs, beats(pairs), strict=True):
+            last[i], last[j] = probability, 1 - probability
+            left.append(i if probability >= 0.5 else j)
+        for place in left:
+            survived[place] += 1
+    order = sorted(range(count), key=lambda place: (-survived[place], -last[place]))
+    return Ranking(order, survived, None, count - 1)
 
 
 def cycles(margins: np.ndarray) -> tuple[int, int]:

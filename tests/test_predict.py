@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny import NAMES, THREE, TOKENIZER, TWO, export
+from tiny import NAMES, THREE, TOKENIZER, TWO, export, tiny_model
 
 from pm.collator import packed_tokens
 from pm.data.example import FEATURES, Example, text_hash
 from pm.data.targets import target_matrix, with_targets
-from pm.encoding import ENCODED_FEATURES, row_lengths
+from pm.encoding import ENCODED_FEATURES, GAP, row_lengths
 from pm.errors import UserError
 from pm.plan import plan_evaluation, plan_packed_evaluation
 from pm.predict import PreferenceModel, find_export, score
@@ -73,11 +75,6 @@ def test_nothing_to_compare(models):
 def test_a_prompt_of_text_is_one_user_turn(models):
     turns = [{"role": "user", "content": "hello"}]
     assert models[2].compare(["hello"], ["fox"], ["dog"]) == models[2].compare([turns], ["fox"], ["dog"])
-
-
-def test_as_many_responses_as_prompts_are_needed(models):
-    with pytest.raises(ValueError, match="zip"):
-        models[2].compare(["hello"], ["fox", "dog"], ["dog"])
 
 
 def test_a_token_budget_changes_no_comparison(models):
@@ -356,8 +353,9 @@ ANSWERS = ["the fox says hello", "dog", "the fox says no", "9 8 7"]
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_all_pairs_are_those_of_compare(models, classes):
-    found = models[classes].compare_all("hello to the dog " * 4, ANSWERS)
+    found, few = models[classes].compare_all(["hello to the dog " * 4, "hello"], [ANSWERS, ANSWERS[:2]])
     assert found.shape == (4, 4)
+    assert few == pytest.approx(models[classes].compare_all(["hello"], [ANSWERS[:2]])[0], abs=1e-5)
     for i, one in enumerate(ANSWERS):
         for j, other in enumerate(ANSWERS):
             if i == j:
@@ -369,10 +367,68 @@ def test_all_pairs_are_those_of_compare(models, classes):
 
 
 def test_all_pairs_of_few_and_of_equal_responses(models):
-    assert models[2].compare_all("hello", []).shape == (0, 0)
-    assert models[2].compare_all("hello", ["fox"]).tolist() == [[0.5]]
-    assert models[3].compare_all("hello", ["fox", "fox"]).tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert models[2].compare_all([], []) == []
+    none, one = models[2].compare_all(["hello", "hello"], [[], ["fox"]])
+    assert none.shape == (0, 0) and one.tolist() == [[0.5]]
+    equal, = models[3].compare_all(["hello"], [["fox", "fox"]])
+    assert equal.tolist() == [[0.5, 0.5], [0.5, 0.5]]
 
 
 def test_all_pairs_need_a_model_that_compares(models):
-    assert "compare needs a model" in refusal(models["texts"].compare_all, "hello", ["fox", "dog"])
+    assert "compare needs a model" in refusal(models["texts"].compare_all, ["hello"], [["fox", "dog"]])
+
+
+# Rankings, and what a caller may get wrong
+
+
+def test_a_ranking_follows_the_comparisons(models):
+    better_NN, = models[2].compare_all(["hello"], [ANSWERS])
+    ranking = models[2].rank("hello", ANSWERS)
+    assert ranking.scores == pytest.approx((better_NN.sum(1) - 0.5) / 3, abs=1e-5)
+    assert [ranking.scores[place] for place in ranking.order] == sorted(ranking.scores, reverse=True)
+    assert ranking.comparisons == 6
+    assert sorted(models[2].rank("hello", ANSWERS, "bradley_terry").order) == [0, 1, 2, 3]
+
+
+def test_the_best_of_two_is_the_likelier_one(models):
+    found, = models[2].compare(["hello"], ANSWERS[:1], ANSWERS[1:2])
+    assert models[2].best_of_n("hello", ANSWERS[:2]) == (found["b"] > found["a"])
+    assert models[2].best_of_n("hello", ["fox"]) == 0
+
+
+def test_predictions_are_what_probabilities_are_from(models):
+    row, equal = models[2].predictions(["hello", "hello"], ["fox", "dog"], ["dog", "dog"], languages=["English", "de"])
+    assert equal is None
+    assert row["language"] == "en"
+    mean = (np.array(row["logits_ab"]) + np.array(row["logits_ba"])) / 2 / row["temperature"]
+    assert row["probability"]["a"] == pytest.approx(1 / (1 + np.exp(mean[1] - mean[0])))
+
+
+def test_texts_are_shown_as_they_are_read(models):
+    prompt = [{"role": "system", "content": "say no"}, {"role": "user", "content": "the <EOS_TOKEN> fox"}]
+    assert models[2].as_read(prompt, "dog", "fox") == ("say no\n\nthe <EOS_TOKEN> fox", "dog", "fox")
+    _, a, b = models[2].as_read("hello", "dog " * 100 + "fox", "fox")
+    assert GAP in a and a.startswith("dog") and a.endswith("fox") and len(a) < 300 and b == "fox"
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("hello", ["fox"], ["dog"]), "prompts must be a list, not str; for one item give a list of one"),
+    ((["hello"], ["fox", "dog"], ["dog"]), "1 prompts, 2 responses_a, 1 responses_b"),
+    ((["hello"], [None], ["dog"]), "responses_a[0] must be text, not NoneType"),
+    ((["hello"], ["fox"], ["\ud800"]), "responses_b[0] is not UTF-8, or holds a lone surrogate"),
+    ((["hello", 3], ["fox"] * 2, ["dog"] * 2), "prompts[1] must be text or a list of turns, not int"),
+    (([[{"role": "assistant", "content": "fox"}]], ["fox"], ["dog"]), "prompts[0] must end with a user turn"),
+    (([[{"role": "user"}]], ["fox"], ["dog"]), "prompts[0]: each turn must have role and content"),
+    ((["hello"], ["fox"], ["dog"], None, ["en", "de"]), "1 prompts, 1 responses_a, 1 responses_b, 2 languages"),
+])
+def test_what_cannot_be_compared_is_named(models, arguments, words):
+    assert words in refusal(models[2].compare, *arguments)
+
+
+def test_many_threads_get_what_one_gets(models):
+    prompts = [f"hello {number} " * 3 for number in range(12)]
+    alone = [models[2].compare([prompt], ["fox"], ["dog"])[0]["a"] for prompt in prompts]
+    fresh = PreferenceModel(tiny_model(TWO, False), models[2].task, models[2].encoder, {}, CPU)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda prompt: fresh.compare([prompt], ["fox"], ["dog"])[0]["a"], prompts))
+    assert found == pytest.approx(alone, abs=1e-6)

@@ -6,7 +6,18 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from pm.ranking import Prompt, bradley_terry, concordance, cycles, prompts, ranking_rows
+from pm.errors import UserError
+from pm.ranking import (
+    METHODS,
+    OPPONENTS,
+    Prompt,
+    bradley_terry,
+    concordance,
+    cycles,
+    prompts,
+    rank_responses,
+    ranking_rows,
+)
 
 A, B, TIE = {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 0.5}
 
@@ -236,3 +247,68 @@ def test_gaps_of_very_sure_verdicts_are_kept():
     wins = 1 / (1 + np.exp(scores[None] - scores[:, None]))
     np.fill_diagonal(wins, 0)
     assert bradley_terry(wins)[0] == pytest.approx(scores - scores.mean(), abs=0.3)
+
+
+# Responses ranked by asking for comparisons
+
+
+class Asked:
+    """Answers by true scores, and notes what was asked."""
+
+    def __init__(self, scores):
+        self.found = probabilities(np.array(scores, dtype=float))
+        self.rounds: list[list[tuple[int, int]]] = []
+
+    def __call__(self, pairs):
+        self.rounds.append(list(pairs))
+        return [self.found[i, j] for i, j in pairs]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8, 9, 16, 23])
+def test_the_best_response_is_first_and_no_pair_is_asked_twice(method, count):
+    scores = np.random.default_rng(count).permutation(count)
+    asked = Asked(scores)
+    ranking = rank_responses(count, asked, method)
+    assert ranking.order[0] == scores.argmax()
+    assert sorted(ranking.order) == list(range(count))
+    pairs = [frozenset(pair) for pairs in asked.rounds for pair in pairs]
+    assert len(pairs) == len(set(pairs)) == ranking.comparisons
+    assert all(len(pair) == 2 for pair in pairs)
+    if method != "knockout":
+        assert ranking.order == np.argsort(-scores).tolist()
+
+
+def test_what_each_method_costs():
+    cost = {method: rank_responses(20, Asked(range(20)), method).comparisons for method in METHODS}
+    assert cost == {"full": 190, "bradley_terry": 60, "knockout": 19}
+    asked = Asked(range(20))
+    rank_responses(20, asked, "bradley_terry")
+    met = np.bincount(np.array(asked.rounds).ravel(), minlength=20)
+    assert met.max() == met.min() == OPPONENTS
+
+
+def test_scores_of_each_method():
+    full = rank_responses(3, Asked([2, 0, 0]), "full")
+    assert full.scores == pytest.approx([0.8808, 0.3096, 0.3096], abs=1e-4)
+    assert full.errors is None
+    terry = rank_responses(3, Asked([2, 0.5, -2.5]), "bradley_terry")
+    assert terry.scores == pytest.approx([2, 0.5, -2.5], abs=1e-6)
+    assert min(terry.errors) > 0
+
+
+def test_a_knockout_goes_round_by_round():
+    """The fifth has no match in the first round, and the first one in the second."""
+    asked = Asked([3, 1, 2, 0, 4])
+    ranking = rank_responses(5, asked, "knockout")
+    assert asked.rounds == [[(0, 1), (2, 3)], [(4, 0)], [(2, 4)]]
+    assert ranking.scores == [1, 0, 2, 0, 3]
+    assert ranking.order == [4, 2, 0, 1, 3]
+
+
+@pytest.mark.parametrize(("count", "method", "words"), [
+    (0, "full", "there are no responses to rank"),
+    (3, "swiss", "method 'swiss': must be one of full, bradley_terry, knockout")])
+def test_what_cannot_be_ranked_is_refused(count, method, words):
+    with pytest.raises(UserError, match=words):
+        rank_responses(count, Asked(range(3)), method)

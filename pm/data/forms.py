@@ -349,7 +349,7 @@ def _optional(row: dict, column: str) -> str:
         return ""
     if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise BadRow(f"{column} must be text, not {type(value).__name__}")
-    return _storable(str(value), column)
+    return storable(str(value), column)
 
 
 def _plain(value: object, name: str) -> str:
@@ -357,7 +357,7 @@ def _plain(value: object, name: str) -> str:
         raise BadRow(f"{name} must be text, not {type(value).__name__}")
     if not value.strip():
         raise BadRow(f"{name} is empty")
-    return _storable(value, name)
+    return storable(value, name)
 
 
 def _class_name(text: str, name: str) -> str:
@@ -366,7 +366,8 @@ def _class_name(text: str, name: str) -> str:
     return _plain(text, name)
 
 
-def _storable(text: str, name: str) -> str:
+def storable(text: str, name: str) -> str:
+    """Raises `BadRow` for a text that cannot be written as UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -376,8 +377,11 @@ def _storable(text: str, name: str) -> str:
 
 def _prompt(value: object, name: str) -> Turns:
     value = _parsed_turns(value)
-    if isinstance(value, str):
-        return [{"role": "user", "content": _plain(value, name)}]
+    return [{"role": "user", "content": _plain(value, name)}] if isinstance(value, str) else prompt_turns(value, name)
+
+
+def prompt_turns(value: object, name: str) -> Turns:
+    """A list of turns as a prompt. Raises `BadRow` where it is none."""
     if not isinstance(value, list):
         raise BadRow(f"{name} must be text or a list of turns, not {type(value).__name__}")
     turns = _turns(value, name)
@@ -410,7 +414,7 @@ def _with_system(row: dict, prompt: Turns) -> Turns:
         raise BadRow(f"system must be text, not {type(system).__name__}")
     if not system or not system.strip() or prompt[0]["role"] == "system":
         return prompt
-    return [{"role": "system", "content": _storable(system, "system")}, *prompt]
+    return [{"role": "system", "content": storable(system, "system")}, *prompt]
 
 
 def _after_prompt(one: Turns, other: Turns, prompt: Turns, names: tuple[str, str]) -> tuple[Turns, str, str]:
@@ -443,7 +447,7 @@ def _arena_prompt(value: object) -> Turns:
         return _prompt(value, "prompt")
     if not texts:
         raise BadRow("prompt is empty")
-    return [{"role": "user", "content": _storable(text, "prompt")} for text in texts]
+    return [{"role": "user", "content": storable(text, "prompt")} for text in texts]
 
 
 def _joined_turns(value: object, name: str) -> str:

@@ -160,5 +160,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, distributed.is_first_here)
+    run_main(main, distributed.is_first_here, distributed.leave)
     distributed.end()

@@ -90,10 +90,18 @@ def _meet():
 
 
 def end() -> None:
-    """Leaves the ranks together: a process that ends with its connections open may be killed by their threads."""
+    """Leaves the ranks together."""
     if dist.is_initialized():
         dist.barrier()
+    leave()
+
+
+def leave() -> None:
+    """Leaves the ranks: a process that ends with its connections open may be killed by their threads."""
+    global _store
+    if dist.is_initialized():
         dist.destroy_process_group()
+    _store = None
 
 
 def check_shared(folder: Path, name: str) -> None:

@@ -48,6 +48,8 @@ def main(argv: list[str]) -> None:
     run = open_run(arguments)
     newest = distributed.on_main(lambda: checkpoint.newest(run).path) if arguments.resume else None
     resumed = checkpoint.load(newest) if newest else None
+    tracker = distributed.together(lambda: Tracker(run, config.wandb_project if config.wandb else "",
+                                                   vars(config) | {"ds_config": ds_config}))
 
     # 2. Data
     data = distributed.main_first(lambda: load_training_data(config, run))
@@ -72,8 +74,7 @@ def main(argv: list[str]) -> None:
     if config.tokens_per_micro_batch == AUTO:
         batches.token_budget = (progress["tokens_per_micro_batch"] or
                                 memory.fitting_budget(engine.module, batches, device))
-    tracker = Tracker(run, total_steps, progress["step"], config.wandb_project if config.wandb else "",
-                      vars(config) | {"ds_config": ds_config})
+    tracker.start(total_steps, progress["step"])
 
     # 4. The loop
     def evaluate(rows: Dataset) -> list[dict]:
@@ -144,7 +145,6 @@ def main(argv: list[str]) -> None:
             distributed.say(f"stopped at step {step}; continue with: deepspeed train.py --deepspeed_config "
                             f"{run / 'ds_config.json'} --resume {run}")
             return
-    tracker.close()
 
     # 6. Temperatures and export. A resumed run may have made its last step before
     calibration = fit_temperatures(evaluate(data.calibration.encoded))
@@ -153,6 +153,8 @@ def main(argv: list[str]) -> None:
     shown = data.test.encoded if predictions else data.train.encoded.select(range(min(16, len(data.train.encoded))))
     scored = predictions or evaluate(shown)
     difference = distributed.on_main(lambda: finish(run, saved, shown, scored, calibration, metrics))
+    tracker.export(run / "export", metrics)
+    tracker.close()
     if metrics:
         distributed.say(f"\n{report.table(metrics)}")
     distributed.say(f"\nexported to {run / 'export'} (loaded afresh, logits differ by {difference:.1g})\n"

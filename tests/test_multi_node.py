@@ -209,16 +209,30 @@ def test_a_host_that_does_not_see_the_run_is_told_so(hosts, workplace, one_host,
     assert not list(run.glob(".seen_*"))
 
 
-def test_an_error_names_the_host_that_has_it(hosts, workplace):
-    """The data is not on the second host."""
-    shutil.copyfile(workplace / "pairs.jsonl", workplace / "here.jsonl")
-    (workplace / "empty").touch()
-    before = f"mount --bind {shlex.quote(str(workplace / 'empty'))} {shlex.quote(str(workplace / 'here.jsonl'))};"
-    arguments = flags(workplace, "no_data")
-    arguments[arguments.index("--data") + 1] = str(workplace / "here.jsonl")
-    printed = end(start(hosts, workplace, "no_data", by_environment, arguments, before), workplace, "no_data", expect=2)
+@pytest.mark.parametrize(("lines", "told"), [(0, "{data}"), (20, "the data of {run} is no longer what")])
+def test_an_error_names_the_host_that_has_it(hosts, workplace, lines, told):
+    """The data is empty, or other data, on the second host."""
+    name = f"data_{lines}"
+    data, there = workplace / f"{name}.jsonl", workplace / f"{name}_there.jsonl"
+    rows = (workplace / "pairs.jsonl").read_text("utf-8").splitlines(True)
+    data.write_text("".join(rows), "utf-8")
+    there.write_text("".join(rows[:lines]), "utf-8")
+    before = f"mount --bind {shlex.quote(str(there))} {shlex.quote(str(data))};"
+    arguments = flags(workplace, name)
+    arguments[arguments.index("--data") + 1] = str(data)
+    printed = end(start(hosts, workplace, name, by_environment, arguments, before), workplace, name, expect=2)
     for text in printed.values():
-        assert text.splitlines()[-1].startswith(f"error: on b: {workplace / 'here.jsonl'}")
+        assert text.splitlines()[-1].startswith(f"error: on b: {told.format(data=data, run=workplace / name)}")
+
+
+def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(hosts, workplace):
+    processes = start(hosts, workplace, "stopped", by_environment, [*flags(workplace, "stopped"), "--max_steps", "500"])
+    wait_for_step(workplace, "stopped", 3)
+    processes[1].terminate()
+    printed = end(processes, workplace, "stopped")
+    step = numbers(workplace / "stopped")[-1][1]
+    assert f"stopped at step {step};" in printed["a"]
+    assert (workplace / "stopped/checkpoints/latest").read_text().startswith(f"step_{step:06d}")
 
 
 def test_the_host_that_is_left_ends_where_the_other_one_dies(hosts, workplace):

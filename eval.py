@@ -268,5 +268,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_main(main, distributed.is_main)
+    run_main(main, distributed.is_first_here, distributed.leave)
     distributed.end()

@@ -42,12 +42,14 @@ def main(argv: list[str]) -> None:
     config, ds_config = arguments.config, arguments.ds_config
     distributed.set_environment()
     prepare_start()
-    deepspeed.init_distributed(verbose=False, timeout=distributed.TIMEOUT)
-    device = distributed.set_device()
+    device = distributed.start()
+    deepspeed.init_distributed(verbose=False)
     check_config(ds_config)
     run = open_run(arguments)
     newest = distributed.on_main(lambda: checkpoint.newest(run).path) if arguments.resume else None
     resumed = checkpoint.load(newest) if newest else None
+    tracker = distributed.together(lambda: Tracker(run, config.wandb_project if config.wandb else "",
+                                                   vars(config) | {"ds_config": ds_config}))
 
     # 2. Data
     data = distributed.main_first(lambda: load_training_data(config, run))
@@ -58,7 +60,7 @@ def main(argv: list[str]) -> None:
     total_steps = min(max(1, round(config.epochs * batches.per_epoch)), config.max_steps or 10**12)
 
     # 3. Model and engine
-    model = build_model(config, run, data.task.labels, dtype_of(ds_config), prior(data))
+    model = distributed.together(lambda: build_model(config, run, data.task.labels, dtype_of(ds_config), prior(data)))
     optimizer = ds_config["optimizer"]["params"]
     engine, *_ = deepspeed.initialize(model=model, config=engine_config(ds_config),
                                       model_parameters=parameter_groups(model, optimizer.get("weight_decay", 0.0)))
@@ -72,8 +74,7 @@ def main(argv: list[str]) -> None:
     if config.tokens_per_micro_batch == AUTO:
         batches.token_budget = (progress["tokens_per_micro_batch"] or
                                 memory.fitting_budget(engine.module, batches, device))
-    tracker = Tracker(run, total_steps, progress["step"], config.wandb_project if config.wandb else "",
-                      vars(config) | {"ds_config": ds_config})
+    tracker.start(total_steps, progress["step"])
 
     # 4. The loop
     def evaluate(rows: Dataset) -> list[dict]:
@@ -144,7 +145,6 @@ def main(argv: list[str]) -> None:
             distributed.say(f"stopped at step {step}; continue with: deepspeed train.py --deepspeed_config "
                             f"{run / 'ds_config.json'} --resume {run}")
             return
-    tracker.close()
 
     # 6. Temperatures and export. A resumed run may have made its last step before
     calibration = fit_temperatures(evaluate(data.calibration.encoded))
@@ -153,6 +153,8 @@ def main(argv: list[str]) -> None:
     shown = data.test.encoded if predictions else data.train.encoded.select(range(min(16, len(data.train.encoded))))
     scored = predictions or evaluate(shown)
     difference = distributed.on_main(lambda: finish(run, saved, shown, scored, calibration, metrics))
+    tracker.export(run / "export", metrics)
+    tracker.close()
     if metrics:
         distributed.say(f"\n{report.table(metrics)}")
     distributed.say(f"\nexported to {run / 'export'} (loaded afresh, logits differ by {difference:.1g})\n"
@@ -160,5 +162,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, distributed.is_main)
+    run_main(main, distributed.is_first_here, distributed.leave)
     distributed.end()

@@ -1,24 +1,29 @@
 """The only module that asks for ranks; everything else is silent or collective by itself."""
 
 import os
+import secrets
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from pm.errors import UserError
+from pm.errors import UserError, first_line
 
-# Reading and tokenising a large data set happens on one rank while the others wait.
-TIMEOUT = timedelta(hours=12)
+MEETING = timedelta(minutes=10)  # until all ranks are there
+
+_store = None  # through which the ranks have found each other
+_gathered = 0
 
 
 def set_environment() -> None:
-    """Makes a bare `python train.py` a world of one; the `deepspeed` launcher has set these already."""
+    """Makes a bare `python train.py` a world of one; a launcher has set these already."""
     if "RANK" in os.environ:
         return
     with socket.socket() as probe:
@@ -46,6 +51,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def is_first_here() -> bool:
+    """On this machine."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def set_device() -> torch.device:
     """Makes this rank's GPU the current one and returns it; the CPU where there is none."""
     if not torch.cuda.is_available():
@@ -57,25 +67,78 @@ def set_device() -> torch.device:
 
 def start() -> torch.device:
     """Joins the ranks, where a launcher has started several, and returns this one's device; without deepspeed."""
+    global _store
     device = set_device()
     if world_size() > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        _store = _meet()
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=_store, rank=rank(),
+                                world_size=world_size())
     return device
 
 
+def _meet():
+    """The store through which the ranks find each other, when all are there. Raises `UserError`."""
+    try:
+        store, *_ = next(dist.rendezvous("env://", timeout=MEETING))
+        store.set(f"here/{rank()}", "")
+        store.wait([f"here/{other}" for other in range(world_size())], MEETING)
+    except dist.DistError as error:
+        raise UserError(f"rank {rank()} on {socket.gethostname()} did not meet all {world_size()} ranks at MASTER_ADDR "
+                        f"{os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']} within "
+                        f"{MEETING.total_seconds():g} s: {first_line(error)}") from None
+    return store
+
+
 def end() -> None:
-    """Leaves the ranks together: a process that ends with its connections open may be killed by their threads."""
+    """Leaves the ranks together."""
     if dist.is_initialized():
         dist.barrier()
+    leave()
+
+
+def leave() -> None:
+    """Leaves the ranks: a process that ends with its connections open may be killed by their threads."""
+    global _store
+    if dist.is_initialized():
         dist.destroy_process_group()
+    _store = None
+
+
+def check_shared(folder: Path, name: str) -> None:
+    """Raises `UserError` where not every machine has the first rank's `folder`; `name` is how a user calls it."""
+    if world_size() == 1:
+        return
+    mark = folder / on_main(lambda: _mark(folder))
+    blind = gather_lists([] if mark.exists() else [socket.gethostname()])
+    on_main(mark.unlink)
+    if blind:
+        raise UserError(f"{name} must be one folder that all machines share, under the same path; what the first rank "
+                        f"writes to {folder} is not seen on {', '.join(sorted(set(blind)))}")
+
+
+def _mark(folder: Path) -> str:
+    name = f".seen_{secrets.token_hex(8)}"  # a new one each time: file systems remember what was not there
+    (folder / name).touch()
+    return name
 
 
 def main_first(work: Callable):
-    """Runs `work()` on the first rank of each machine and then on the others, which find its cache filled."""
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    result, error = _attempt(work) if first else (None, None)
+    """Runs `work()` on the first rank, then on the first one of each other machine, then on all others: each finds
+    what those before it left in folders that they share."""
+    result = None
+    for turn in (is_main(), is_first_here() and not is_main(), not is_first_here()):
+        error = None
+        if turn:
+            result, error = _attempt(work)
+        _raise_together(error)
+    return result
+
+
+def together(work: Callable):
+    """Runs `work()` on every rank; an error on one is raised on all."""
+    result, error = _attempt(work)
     _raise_together(error)
-    return result if first else work()
+    return result
 
 
 def on_main(work: Callable):
@@ -88,7 +151,10 @@ def on_main(work: Callable):
 def _attempt(work: Callable):
     try:
         return work(), None
-    except (UserError, OSError, SafetensorError) as error:
+    except UserError as error:
+        here = "" if rank() == int(os.environ.get("LOCAL_RANK", 0)) else f"on {socket.gethostname()}: "
+        return None, UserError(f"{here}{error}")
+    except (OSError, SafetensorError) as error:
         return None, error
     except Exception as error:  # of whatever kind: the other ranks must not wait for this one
         traceback.print_exc()
@@ -113,9 +179,25 @@ def gather_lists(items: list) -> list:
     """The items of all ranks, in the order of ranks, on every rank."""
     if not dist.is_initialized() or world_size() == 1:
         return items
+    _wait()
     parts: list = [None] * world_size()
     dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
+
+
+def _wait() -> None:
+    """Until all ranks are here, however long one works (reading a large data set, or the export).
+
+    A collective operation would wait a fixed time, and as long for a machine that vanished; asking again and again
+    ends when the connection does.
+    """
+    global _gathered
+    _gathered += 1
+    _store.set(f"gathered/{_gathered}/{rank()}", "")
+    everyone, pause = [f"gathered/{_gathered}/{other}" for other in range(world_size())], 0.001
+    while not _store.check(everyone):
+        time.sleep(pause)
+        pause = min(2 * pause, 1)
 
 
 def from_main(value):

@@ -13,16 +13,18 @@ class UserError(Exception):
     """Names the file or flag, the rule and the value; `main` prints it on one line."""
 
 
-def run_main(main: Callable[[list[str]], None], is_main_rank: Callable[[], bool] = lambda: True) -> None:
+def run_main(main: Callable[[list[str]], None], speaks: Callable[[], bool] = lambda: True,
+             leave: Callable[[], None] = lambda: None) -> None:
     """Runs `main(argv)`; a `UserError`, a full disk or a folder that may not be written ends the process with one
-    line and exit code 2, Ctrl-C with exit code 130."""
+    line (where it `speaks`) and exit code 2, after it called `leave`, Ctrl-C with exit code 130."""
     try:
         main(sys.argv[1:])
     except (UserError, OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in CANNOT_WRITE:
             raise
-        if is_main_rank():
+        if speaks():
             print(f"error: {_told(error)}", file=sys.stderr, flush=True)
+        leave()
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -30,6 +30,7 @@ from pm.model import add_lora, check_trainable, load_model, load_tokenizer, save
 from pm.plan import epoch_order, sampling_rates
 from pm.task import Task
 from pm.tokenizer import train_tokenizer
+from pm.tracking import WANDB_ID, WANDB_LOGGED
 
 TOKENIZER_ROWS = 20_000  # rows whose texts the small model's tokenizer is trained on
 REJECTED = "rejected.txt"
@@ -67,9 +68,12 @@ class Data:
 def open_run(arguments: Arguments) -> Path:
     """The run's folder, the same on all ranks; a new one gets its settings written.
 
-    Raises `UserError` where `--output` is a run with checkpoints, or a folder of something else.
+    Raises `UserError` where `--output` is a run with checkpoints, or a folder of something else, or not shared by all
+    machines.
     """
-    return arguments.resume or distributed.on_main(lambda: _new_run(arguments))
+    run = arguments.resume or distributed.on_main(lambda: _new_run(arguments))
+    distributed.check_shared(run, "--resume" if arguments.resume else "--output")
+    return run
 
 
 def _new_run(arguments: Arguments) -> Path:
@@ -83,7 +87,7 @@ def _new_run(arguments: Arguments) -> Path:
     except (OSError, UserError) as error:
         raise UserError(f"--output {run} cannot be a new run's folder: {error}") from None
     shutil.rmtree(run / "base", ignore_errors=True)
-    for name in ("metrics.jsonl", "data.json", "teacher.json", REJECTED):
+    for name in ("metrics.jsonl", "data.json", "teacher.json", REJECTED, WANDB_ID, WANDB_LOGGED):
         (run / name).unlink(missing_ok=True)
     _write(run / "ds_config.json", arguments.ds_config)
     _write(run / "environment.json", environment())

@@ -13,7 +13,12 @@ import torch
 from tqdm import tqdm
 
 from pm import plots
+from pm.checkpoint import replace_text
 from pm.distributed import all_reduce_sum, gather_lists, is_main, say
+from pm.errors import UserError, first_line
+
+WANDB_ID, WANDB_LOGGED = "wandb_id", "wandb_logged.json"
+WANDB_PATIENCE = 600  # seconds that the end of a run waits for uploads; the rest stays for `wandb sync`
 
 
 @dataclass(frozen=True)
@@ -85,12 +90,15 @@ def quiet_libraries() -> None:
         datasets.disable_progress_bars()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="`torch.distributed.all_gather_into_tensor` is deprecated",
+                            category=FutureWarning)
 
 
 def read_history(run: Path) -> list[dict]:
     """The lines of the run's metrics.jsonl; none where there are none."""
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    lines = path.read_text("utf-8").splitlines(True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may have been cut off
 
 
 def _finite(value):
@@ -103,29 +111,30 @@ def _finite(value):
 
 
 class Tracker:
-    """Writes on the first rank only. A resumed run drops the lines after the step it resumes from."""
+    """Writes on the first rank only.
 
-    def __init__(self, run: Path, total_steps: int, start_step: int, wandb_project: str, config: dict):
+    `wandb_project`: empty for no wandb; `config` is what it shows. Raises `UserError` where wandb cannot start; what
+    fails later ends wandb with a line, and not the run.
+    """
+
+    def __init__(self, run: Path, wandb_project: str, config: dict):
         self.path = run / "metrics.jsonl"
         self.bar = None
-        self.wandb = None
-        self.terminal = sys.stdout.isatty() and sys.stderr.isatty()
+        self.wandb = start_wandb(run, wandb_project, config) if is_main() and wandb_project else None
+        self.logged: dict[str, int] = {}
+
+    def start(self, total_steps: int, start_step: int) -> None:
+        """Before the first step. A resumed run drops the lines after the step it resumes from; wandb, which keeps
+        them, gets none of their steps again."""
         if not is_main():
             return
+        rows = read_history(self.path.parent)
+        if self.wandb is not None:
+            self.logged = _note_logged(self.path.with_name(WANDB_LOGGED), rows)
         if self.path.exists():
-            kept = [line for line in self.path.read_text("utf-8").splitlines(True)
-                    if line.endswith("\n") and json.loads(line)["step"] <= start_step]
-            self.path.write_text("".join(kept), "utf-8")
-        if self.terminal:
+            replace_text(self.path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= start_step))
+        if sys.stdout.isatty() and sys.stderr.isatty() and start_step < total_steps:
             self.bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
-        if wandb_project:
-            import wandb
-
-            id_file = run / "wandb_id"
-            if not id_file.exists():
-                id_file.write_text(secrets.token_hex(4), "utf-8")
-            self.wandb = wandb.init(project=wandb_project, id=id_file.read_text("utf-8"), resume="allow", dir=run,
-                                    name=run.name, config=config)
 
     def step(self, values: dict, show: bool) -> None:
         """One training step; `values` has the key `step`. `show`: print a line where there is no terminal."""
@@ -139,6 +148,8 @@ class Tracker:
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(1)
+            if self.bar.n >= self.bar.total:
+                self.bar.close()
         elif show:
             print(f"step {values['step']}  {text}", flush=True)
 
@@ -148,17 +159,24 @@ class Tracker:
         if not is_main():
             return
         parts = {name: metrics[name] for name in ("by_language", "by_kind")}
-        self._write("eval", {"step": step, **metrics["overall"], **parts})
+        self._write("eval", {"step": step, **metrics["overall"], **parts}, lambda: _tables(parts, metrics))
+
+    def export(self, folder: Path, metrics: dict | None) -> None:
+        """The export as a model artifact of wandb, with the overall metrics."""
         if self.wandb is None:
             return
-        import wandb
 
-        tables = {name: wandb.Table([name.removeprefix("by_"), "n", "accuracy", "low", "high", "log_loss"], [
-            [value, part["n"], part["accuracy"], *(part["accuracy_interval"] or (None, None)), part["log_loss"]]
-            for value, part in found.items()]) for name, found in parts.items()}
-        drawn = plots.plots(metrics)
-        self.wandb.log({f"eval/{name}": value for name, value in (
-            *tables.items(), *((name, wandb.Html(svg)) for name, svg in drawn.items()))}, step=step)
+        def log() -> None:
+            import wandb
+
+            numbers = {name: value for name, value in _finite(metrics["overall"] if metrics else {}).items()
+                       if isinstance(value, (int, float))}
+            settings = json.loads((folder / "preference.json").read_text("utf-8"))
+            metadata = {"step": settings["step"], **numbers}
+            artifact = wandb.Artifact(f"export-{self.wandb.id}", "model", metadata=metadata)
+            artifact.add_dir(str(folder))
+            self.wandb.log_artifact(artifact)
+        self._try(log)
 
     def say(self, text: str) -> None:
         """A line above the progress bar."""
@@ -171,15 +189,66 @@ class Tracker:
         if self.bar is not None:
             self.bar.close()
         if self.wandb is not None:
-            self.wandb.finish()
+            self._try(self.wandb.finish)
 
-    def _write(self, phase: str, values: dict) -> None:
+    def _write(self, phase: str, values: dict, more=dict) -> None:
+        """`more()`: what only wandb gets."""
         values = _finite(values)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"phase": phase, **values}) + "\n")
-        if self.wandb is not None:
-            numbers = {f"{phase}/{name}": value for name, value in values.items()
-                       if isinstance(value, (int, float)) and name != "step"}
-            numbers |= {f"{phase}/shortcuts/{name}": found["accuracy"]
-                        for name, found in values.get("shortcuts", {}).items()}
-            self.wandb.log(numbers, step=values["step"])
+        if self.wandb is None or values["step"] <= self.logged.get(phase, 0):
+            return
+        numbers = {f"{phase}/{name}": value for name, value in values.items()
+                   if isinstance(value, (int, float)) and name != "step"}
+        numbers |= {f"{phase}/shortcuts/{name}": found["accuracy"]
+                    for name, found in values.get("shortcuts", {}).items()}
+        # wandb ignores a row whose number is not above the last one's: an evaluation of a step is one more than it.
+        number = 2 * values["step"] + (phase == "eval")
+        shown = {"step": values["step"], **numbers, **more()}
+        self._try(lambda: self.wandb.log(shown, step=number))
+
+    def _try(self, work) -> None:
+        try:
+            work()
+        except Exception as error:  # of whatever kind: a run must not end with the service that shows it
+            self.wandb = None
+            self.say(f"wandb has stopped, the run goes on without it: {first_line(error)}")
+
+
+def start_wandb(run: Path, project: str, config: dict):
+    """A run of wandb, the same one over all resumes. Raises `UserError` where it cannot start."""
+    import wandb
+
+    id_file = run / WANDB_ID
+    if not id_file.exists():
+        replace_text(id_file, secrets.token_hex(4))
+    try:
+        if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
+            raise UserError("--wandb: there is no login; `wandb login` makes one, and with WANDB_MODE=offline it needs "
+                            "none")
+        started = wandb.init(project=project, id=id_file.read_text("utf-8"), resume="allow", dir=run, name=run.name,
+                             config=config, settings=wandb.Settings(finish_timeout=WANDB_PATIENCE))
+    except wandb.Error as error:
+        raise UserError(f"--wandb cannot start: {first_line(error)}; with WANDB_MODE=offline it needs no "
+                        "network") from None
+    started.define_metric("step")
+    started.define_metric("*", step_metric="step")
+    return started
+
+
+def _note_logged(path: Path, rows: list[dict]) -> dict[str, int]:
+    """The highest step of each phase that wandb has, by `path` and by the rows of what ran last."""
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    found = {phase: max([known.get(phase, 0), *(row["step"] for row in rows if row["phase"] == phase)])
+             for phase in ("train", "eval")}
+    replace_text(path, json.dumps(found) + "\n")
+    return found
+
+
+def _tables(parts: dict, metrics: dict) -> dict:
+    import wandb
+
+    tables = {f"eval/{name}": wandb.Table([name.removeprefix("by_"), "n", "accuracy", "low", "high", "log_loss"], [
+        [value, part["n"], part["accuracy"], *(part["accuracy_interval"] or (None, None)), part["log_loss"]]
+        for value, part in found.items()]) for name, found in parts.items()}
+    return tables | {f"eval/{name}": wandb.Html(svg) for name, svg in plots.plots(metrics).items()}

@@ -502,16 +502,3 @@ def test_languages_are_told_apart_on_real_data(workplace):
     probabilities = model.classify([chosen[0]["text"], "これは日本語の文です。"])
     assert [sum(row.values()) for row in probabilities] == pytest.approx([1, 1])
     assert max(probabilities[1], key=probabilities[1].get) == "ja"
-
-
-def test_wandb_offline_is_one_run_over_resumes(workplace, monkeypatch):
-    monkeypatch.setitem(ENVIRONMENT, "WANDB_MODE", "offline")
-    flags = ("--max_steps", "4", "--eval_every", "2", "--keep", "9", "--wandb")
-    train(workplace, "tracked", *flags)
-    for path in (workplace / "tracked/checkpoints").glob("step_000004*"):
-        (path / "manifest.json").unlink()
-    train(workplace, "tracked", resume=True)
-    identifiers = {path.name.rsplit("-", 1)[1] for path in (workplace / "tracked/wandb").glob("offline-run-*")}
-    assert identifiers == {(workplace / "tracked/wandb_id").read_text()}
-    shown = {path.name.rpartition("_4_")[0] for path in (workplace / "tracked/wandb").rglob("media/*/eval/*_4_*")}
-    assert {"by_language", "by_kind", "accuracy_by_language", "reliability", "orders"} <= shown

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -173,7 +174,7 @@ def cached(cache_dir: str, name: str, build: Callable[[Path], None]) -> Path:
     folder = Path(cache_dir).expanduser() / name
     if folder.is_dir():
         return folder
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.writing")
+    temporary = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)

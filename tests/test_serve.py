@@ -2,20 +2,21 @@
 
 import asyncio
 import json
+import signal
 import socket
-import threading
-import time
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
-from tiny import TWO, export
+from serving import Running, start
+from tiny import NAMES, TWO, export
 
-from pm.gate import patient
 from pm.predict import PreferenceModel
 from pm.serve import create_app
 from pm.service import Limits
-from pm.task import PREFERENCE
+from pm.task import CLASSIFICATION, PREFERENCE
 
 LIMITS = Limits(body=100_000, comparisons=50, characters=5_000, body_timeout=1.0, timeout=20.0)
 
@@ -23,23 +24,6 @@ LIMITS = Limits(body=100_000, comparisons=50, characters=5_000, body_timeout=1.0
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return PreferenceModel.from_pretrained(export(tmp_path_factory.mktemp("export"), PREFERENCE, TWO), "cpu")
-
-
-class Running:
-    def __init__(self, app):
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = self.listener.getsockname()
-        self.url = f"http://127.0.0.1:{self.address[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(app, http=patient(1.0), ws="none", log_level="warning"))
-        self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(30)
-        assert not self.thread.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +158,127 @@ def test_the_page_and_its_parts_are_served(url):
     assert len({one["language"] for one in httpx.get(url + "/examples").json()}) == 23
     assert 'pm_requests_total{path="/compare",status="200"}' in httpx.get(url + "/metrics").text
     assert "/get_reward" in httpx.get(url + "/openapi.json").json()["paths"]
+
+
+def test_a_model_that_classifies(tmp_path):
+    model = PreferenceModel.from_pretrained(export(tmp_path, CLASSIFICATION, NAMES), "cpu")
+    running = Running(create_app(model, "tiny", LIMITS))
+    try:
+        found = post(running.url, "/classify", {"texts": ["the fox", ["hello", "dog"]]})["results"]
+        for one, wanted in zip(found, model.classify(["the fox", ("hello", "dog")]), strict=True):
+            assert one == pytest.approx(wanted, abs=1e-5)
+        assert "compares no responses" in post(running.url, "/compare", TRIPLE, 422)["error"]
+    finally:
+        running.stop()
+
+
+def test_more_than_may_wait_is_told_to_come_again(model):
+    running = Running(create_app(model, "tiny", Limits(comparisons=50, waiting=20)))
+    many = {name: [f"{name} {number} " * 10 for number in range(15)] for name in ("prompts", "responses_a",
+                                                                                  "responses_b")}
+
+    async def ask_all() -> list:
+        async with httpx.AsyncClient(base_url=running.url, timeout=60) as client:
+            return await asyncio.gather(*(client.post("/compare", json=many) for _ in range(30)))
+
+    try:
+        answers = asyncio.run(ask_all())
+        assert {answer.status_code for answer in answers} == {200, 429}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert refused.headers["retry-after"] == "1"
+        assert "too much is waiting" in refused.json()["error"]
+        assert post(running.url, "/compare", TRIPLE)["equal"] is False
+    finally:
+        running.stop()
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_answers_are_those_of_eval(tmp_path):
+    folder = export(tmp_path / "export", PREFERENCE, TWO, {"calibration": {
+        "temperature": 2.0, "languages": {"de": 0.5}, "rows": 9}})
+    rows = [{"id": str(number), "prompt": f"say {number}", "response_a": "the fox " * (1 + number % 30),
+             "response_b": f"lazy {number}", "winner": "a", "language": ["en", "de"][number % 2]}
+            for number in range(60)]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    subprocess.run([sys.executable, "eval.py", "--model", folder, "--data", data, "--output", tmp_path / "evaluation",
+                    "--cache_dir", tmp_path / "cache", "--no_response_only"], cwd=ROOT, check=True, capture_output=True)
+    lines = (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()
+    wanted = {row["id"]: row["probability"] for row in map(json.loads, lines)}
+    process, url = start(folder)
+    try:
+        found = post(url, "/compare", {
+            "prompts": [row["prompt"] for row in rows], "responses_a": [row["response_a"] for row in rows],
+            "responses_b": [row["response_b"] for row in rows], "languages": [row["language"] for row in rows]})
+        for row, one in zip(rows, found["results"], strict=True):
+            assert one["probability"] == pytest.approx(wanted[row["id"]], abs=1e-5)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_hostile_requests_beside_good_ones(tmp_path):
+    """Clients that send nonsense, never end a request or leave before the answer; then the server stops with a request
+    in work, which is answered."""
+    folder = export(tmp_path, PREFERENCE, TWO)
+    process, url = start(folder, "--max_body", "1000000")
+    model = PreferenceModel.from_pretrained(folder, "cpu")
+    lists = {name: ["x"] * 10_000 for name in ("prompts", "responses_a", "responses_b")}
+    hostile = [b"x" * 2_000_000, b"[" * 100_000, b"\xff\xfe", b"", b'{"prompt": NaN}',
+               *(json.dumps(body).encode() for body in (["x"] * 10_000, lists, TRIPLE | {"prompt": "\ud800"},
+                                                        TRIPLE | {"response_a": "x" * 200_000}))]
+    seen = set()
+
+    async def nonsense(client: httpx.AsyncClient, body: bytes) -> None:
+        answer = await client.post("/compare", content=body, headers={"content-type": "application/json"})
+        seen.add(answer.status_code)
+
+    async def good(client: httpx.AsyncClient, number: int) -> float:
+        answer = await client.post("/compare", json=TRIPLE | {"prompt": f"say {number}"})
+        return answer.json()["probability"]["a"]
+
+    async def leaves(number: int) -> None:
+        body = json.dumps(TRIPLE | {"prompt": f"leave {number}"}).encode()
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"POST /compare HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+                     + str(len(body) if number % 2 else 10 * len(body)).encode() + b"\r\n\r\n" + body)
+        await writer.drain()
+        if number % 2:
+            writer.close()
+
+    async def all_at_once() -> list[float]:
+        limits = httpx.Limits(max_connections=50)
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+            *answers, = await asyncio.gather(
+                *(good(client, number) for number in range(60)), *(leaves(number) for number in range(40)),
+                *(nonsense(client, body) for body in 30 * hostile))
+        return answers[:60]
+
+    try:
+        found = asyncio.run(all_at_once())
+        prompts = [f"say {number}" for number in range(60)]
+        wanted = model.compare(prompts, ["the fox"] * 60, ["lazy dog"] * 60)
+        assert found == pytest.approx([one["a"] for one in wanted], abs=1e-5)
+        assert seen == {413, 422}
+        assert httpx.get(url + "/health").json() == {"status": "ok"}
+        many = {"prompts": prompts * 10, "responses_a": ["the fox " * 20] * 600, "responses_b": ["lazy dog"] * 600}
+        with httpx.Client(base_url=url, timeout=60) as client:
+            request = client.build_request("POST", "/compare", json=many)
+            process_stops = asyncio.run(_terminated_while(process, client, request))
+        assert process_stops == 600
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+
+
+async def _terminated_while(process: subprocess.Popen, client: httpx.Client, request: httpx.Request) -> int:
+    """How many results come when the process is told to stop while it works on them."""
+    answer = asyncio.create_task(asyncio.to_thread(client.send, request))
+    await asyncio.sleep(0.5)
+    assert not answer.done()
+    process.send_signal(signal.SIGTERM)
+    return len((await answer).json()["results"])

@@ -8,8 +8,9 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
+import pyarrow as pa
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from peft import PeftModel
 from safetensors import SafetensorError
 from tqdm import tqdm
@@ -20,7 +21,6 @@ from pm.data.example import FEATURES, Example
 from pm.data.forms import BadRow, prompt_turns, storable
 from pm.data.languages import UNKNOWN, language_code
 from pm.data.sources import parse_json_row
-from pm.data.targets import target_matrix, with_targets
 from pm.distributed import gather_lists, rank, world_size
 from pm.encoding import ENCODED_FEATURES, Encoder, Template, row_lengths
 from pm.errors import UserError, first_line
@@ -34,6 +34,7 @@ from pm.task import CLASSIFICATION, PREFERENCE, Task
 BOTH = (False, True)
 UNCALIBRATED = Calibration()
 SETTINGS = "preference.json"
+WITH_TARGETS = Features(ENCODED_FEATURES | {"target": List(Value("float64"))})
 Prompt = str | list[dict[str, str]]
 
 
@@ -72,7 +73,8 @@ def score(model, rows: Dataset, template: Template, task: Task, token_budget: in
         plan = plan_evaluation(lengths, token_budget // len(orders), ranks)
     micro_batches = plan[rank() if shared else 0]
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
     scored: list[tuple[list[int], torch.Tensor]] = []
     for numbers in progress(micro_batches):
         # A micro-batch without rows is run on some row all the same: ZeRO 3 gathers weights at every forward.
@@ -80,7 +82,8 @@ def score(model, rows: Dataset, template: Template, task: Task, token_budget: in
         batch = {name: tensor.to(device) for name, tensor in collate(chosen, [orders] * len(chosen)).items()}
         swapped_B, _ = batch.pop("swapped"), batch.pop("target")
         scored.append((numbers, unswap(model(**batch).logits, swapped_B)))
-    model.train(was_training)
+    if was_training:
+        model.train()
     mine = [(number, logits) for numbers, logits_BC in scored
             for number, logits in zip(numbers, logits_BC.cpu().view(-1, len(orders), len(task.labels)).tolist(),
                                       strict=False)]
@@ -254,10 +257,12 @@ class PreferenceModel:
         """One for each example; None for one with equal responses, which the encoder leaves out."""
         if not examples:
             return []
-        rows = Dataset.from_list([example.to_row() for example in examples], features=FEATURES)
-        encoded = Dataset.from_dict(self.encoder.encode(rows[:]), features=ENCODED_FEATURES)
-        encoded = with_targets(encoded, target_matrix(encoded, self.task.labels))
-        found = {int(row["id"]): row for row in self.score(encoded, token_budget, progress=self.progress)}
+        rows = [example.to_row() for example in examples]
+        encoded = self.encoder.encode({name: [row[name] for row in rows] for name in FEATURES})
+        encoded["target"] = [[0.0] * len(self.task.labels) for _ in encoded["id"]]
+        # With a name of its own: to find one `datasets` hashes the table, which takes longer than a comparison.
+        scored = Dataset(pa.table(encoded, WITH_TARGETS.arrow_schema), fingerprint="scored")
+        found = {int(row["id"]): row for row in self.score(scored, token_budget, progress=self.progress)}
         return [found.get(number) for number in range(len(examples))]
 
 

@@ -44,6 +44,7 @@ from pm.tracking import quiet_libraries
 
 END_TOKENS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|END_OF_TURN_TOKEN|>",
               "<end_of_turn>", "<eos>", "<pad>")
+KEEP_ALIVE = 75  # seconds: longer than clients and proxies keep connections for
 EXAMPLES = 3  # prompts of each language on the page
 LONGEST_REASON = 300
 REFUSALS = {status: {"model": payloads.Failure} for status in (401, 408, 413, 415, 422, 429, 503)}
@@ -320,7 +321,8 @@ def main(argv: list[str]) -> None:
               flush=True)
     config = uvicorn.Config(app, http=patient(limits.body_timeout), ws="none", log_level="warning", access_log=False,
                             server_header=False, limit_concurrency=_most_connections(limits.connections),
-                            backlog=limits.connections, timeout_graceful_shutdown=math.ceil(limits.timeout))
+                            backlog=limits.connections, timeout_keep_alive=KEEP_ALIVE,
+                            timeout_graceful_shutdown=math.ceil(limits.timeout))
     print(f"serving {name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn raises the signal anew when it has stopped
     uvicorn.Server(config).run([listener])

@@ -87,6 +87,7 @@ def main(argv: list[str]) -> None:
         return distributed.on_main(lambda: evaluation(with_shortcuts(predictions, shortcuts())))
 
     step, updates, best, skipped = progress["step"], progress["updates"], progress["best"], 0
+    language = {"language": True} if config.lm_loss_weight else {}
     predictions, saved = [], resumed.path.name if resumed else None
     stop = distributed.StopSignal()
     while step < total_steps:
@@ -98,14 +99,19 @@ def main(argv: list[str]) -> None:
         with memory.Guard() as guard:
             for micro_batch in micro_batches:
                 inputs, swapped_B, target_NC = micro_batch.on(device)
-                logits_NOC = unswap(engine(**inputs).logits, swapped_B).unflatten(0, (-1, batches.orders_per_row))
+                output = engine(**inputs, **language)
+                logits_NOC = unswap(output.logits, swapped_B).unflatten(0, (-1, batches.orders_per_row))
                 loss_N = preference_loss(logits_NOC, target_NC, config.order_weight, config.consistency_weight,
                                          config.label_smoothing)
+                loss, language_loss = loss_N.sum(), None
+                if language:
+                    language_loss = output.language_loss / batches.orders_per_row
+                    loss = loss + config.lm_loss_weight * language_loss
                 # DeepSpeed averages gradients over the ranks; this makes that the mean over the step's rows.
-                engine.backward(loss_N.sum() * (micro_batch.weight * distributed.world_size() / rows_in_step))
-                statistics.add(micro_batch, target_NC, logits_NOC, loss_N)
+                engine.backward(loss * (micro_batch.weight * distributed.world_size() / rows_in_step))
+                statistics.add(micro_batch, target_NC, logits_NOC, loss_N, language_loss)
         if guard.ran_out:
-            inputs = logits_NOC = loss_N = None  # with them goes the memory
+            inputs = output = loss = language_loss = logits_NOC = loss_N = None  # with them goes the memory
             drop_step(engine, batches.shortest().on(device)[0])
         norm, updated = update(engine, rate)
         values = statistics.reduce(rows_in_step, stop.received, guard.ran_out)

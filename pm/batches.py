@@ -55,13 +55,22 @@ class Batches:
 
     def step(self, number: int) -> tuple[int, list[MicroBatch]]:
         """The number of rows of step `number` on all ranks, and this rank's micro-batches of it."""
-        epoch, place = divmod(number, self.per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, epoch_rows(self._rates, self._seed, epoch)
-        chosen = self._permutation[place * self.train_batch_size : (place + 1) * self.train_batch_size]
+        epoch, chosen = self._chosen(number)
         plan = self._plan(chosen)[rank()]
         shortest = int(chosen[self._lengths[chosen].argmin()])
         return len(chosen), [self._micro_batch(numbers or [shortest], bool(numbers), epoch) for numbers in plan]
+
+    def predicted_tokens(self, number: int) -> int:
+        """How many tokens of step `number` a language model predicts on all ranks: all but the first of a sequence."""
+        _, chosen = self._chosen(number)
+        return self.orders_per_row * int((self._lengths[chosen] - 1).sum())
+
+    def _chosen(self, number: int) -> tuple[int, np.ndarray]:
+        """The epoch of a step, and the numbers of its rows."""
+        epoch, place = divmod(number, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._permutation = epoch, epoch_rows(self._rates, self._seed, epoch)
+        return epoch, self._permutation[place * self.train_batch_size : (place + 1) * self.train_batch_size]
 
     @property
     def longest_step(self) -> int:

@@ -208,7 +208,7 @@ def _evaluation(facts: Facts) -> Iterator[str]:
     yield from (f"- {_text(sentence)}" for sentence in report.verdicts(facts.metrics))
     for block in report.blocks(facts.metrics, {}):
         if block.title in BLOCKS and block.table and block.table.lines:
-            yield from ["", f"### {block.title}", "", *_table(*block.table)]
+            yield from ["", f"### {block.title}", "", *table_lines(*block.table)]
             note = block.note or (_legend(overall) if block.title == "Language" and facts.compares else "")
             yield from ["", _text(note)] if note else []
 
@@ -231,12 +231,12 @@ def _data(facts: Facts) -> Iterator[str]:
     yield ""
     cut = audit.get("truncated", {})
     split = [side for side in ("train", "test") if audit.get(side)]
-    yield from _table(["language", *(f"{side}: rows (groups)" for side in split), "longer than the model reads"],
+    yield from table_lines(["language", *(f"{side}: rows (groups)" for side in split), "longer than the model reads"],
                       [[name, *_counts(audit, split, "languages", name),
                         f"{cut[name]['share']:.1%}" if name in cut else "-"]
                        for name in _joined(audit, split, "languages")])
     yield ""
-    yield from _table(["source", *(f"{side}: rows (groups)" for side in split)],
+    yield from table_lines(["source", *(f"{side}: rows (groups)" for side in split)],
                       [[name, *_counts(audit, split, "sources", name)] for name in _joined(audit, split, "sources")])
 
 
@@ -271,17 +271,22 @@ def _training(facts: Facts) -> Iterator[str]:
                     if config.get("teacher") else ""],
         ["seed", str(config["seed"])],
         ["commit", environment.get("commit", "").replace("+changes", " and changes that are in no commit")],
-        ["versions", ", ".join(f"{name} {version}" for name, version in
-                               {"Python": environment.get("python"), **environment.get("packages", {})}.items()
-                               if version)],
+        ["versions", versions(environment)],
         ["hardware", f"{environment['ranks']} x {environment['device']}" if "device" in environment else ""],
     ]
-    yield from _table(["", ""], [line for line in lines if line[1]])
+    yield from table_lines(["", ""], [line for line in lines if line[1]])
     if environment.get("command"):
-        yield from ["", "Command (of paths the last part):", *_code("bash", [_command(environment["command"])])]
+        yield from ["", "Command (of paths the last part):", *_code("bash", [command(environment["command"])])]
 
 
-def _command(words: Sequence[str]) -> str:
+def versions(environment: dict) -> str:
+    """Of Python and the packages, on one line."""
+    found = {"Python": environment.get("python"), **environment.get("packages", {})}
+    return ", ".join(f"{name} {version}" for name, version in found.items() if version)
+
+
+def command(words: Sequence[str]) -> str:
+    """How a run was started, of paths the last part."""
     launcher = "deepspeed" if any(word.startswith("--local_rank") for word in words) else "python"
     return shlex.join([launcher, *(_last_part(word) for word in words if not word.startswith("--local_rank"))])
 
@@ -367,7 +372,8 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join([*map(_text, names[:LISTED]), *more])
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+def table_lines(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown; none where it would have no lines."""
     if not lines:
         return []
     rows = [f"| {' | '.join(map(_text, cells))} |" for cells in (head, *lines[:LISTED])]

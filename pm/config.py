@@ -12,11 +12,12 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from pm.data.forms import FORMS
 from pm.data.sources import Reading
 from pm.errors import UserError
-from pm.task import CLASSIFICATION, PREFERENCE
+from pm.task import CLASSIFICATION, LANGUAGE, PREFERENCE
 
 SMALL_RANDOM = "small-random"
 SAMPLE = "sample"
@@ -43,68 +44,48 @@ def flag(default, text: str, choices: tuple = (), changeable: bool = False):
 
 
 @dataclass(frozen=True)
-class Config:
+class Common:
+    """What preference training and pretraining share."""
+
     # data
     data: list[str] = flag([SAMPLE], "sources: sample, local files (.jsonl .json .csv .parquet, each also .gz) or Hub "
                                      "datasets as id[@config][#split,pattern_*]; with :0.5 at the end each row is "
                                      "used half as often")
     test_data: list[str] = flag([], "sources of the test split; without them it is taken from --data")
-    benchmark_data: list[str] = flag([], "sources that the model will be judged on later: the audit reports which of "
-                                         "their prompts are in the training split")
     test_fraction: float | None = flag(None, "share of prompt groups in the test split "
                                              "[0.05; 0.25 of the embedded sample, which has few groups]")
-    calibration_fraction: float = flag(0.05, "share of the other groups that is not trained on, so that temperatures "
-                                             "can be fitted on it; none where that is less than eight groups")
-    task: str = flag(PREFERENCE, "what is decided: which response is better, or the class of a text",
-                     (PREFERENCE, CLASSIFICATION))
-    labels: list[str] = flag([], "classes, in the order of the logits [a b, or a b tie, for a preference; those of the "
-                                 "data for a classification]")
     format: str | None = flag(None, "form of the rows [the first form whose columns a row has]", tuple(FORMS))
-    margin_scale: float = flag(1.0, "log-odds that a margin of 1 stands for, where rows have a margin")
     detect_languages: bool = flag(False, "detect the language of rows that name none (py3langid)")
     language_temperature: float = flag(1.0, "share of a language in an epoch, as a power of its share of the rows: 1 "
                                             "as is, towards 0 all alike")
-    teacher: str | None = flag(None, "predictions.jsonl of another model's evaluation of the training rows: its "
-                                     "probabilities become targets")
-    teacher_temperature: float = flag(1.0, "by which the teacher's log-probabilities are divided")
-    teacher_weight: float = flag(0.5, "share of the teacher in the targets; the rest is the label's")
     max_bad_fraction: float = flag(0.01, "stop where a larger share of a source's rows is bad")
     max_length: int = flag(2048, "tokens of one sequence: the template, the prompt and both responses")
     cache_dir: str = flag("~/.cache/pm", "where read and tokenised data is kept", changeable=True)
     # model
     model: str = flag(SMALL_RANDOM, "small-random, or a Cohere 2 model: a hub id or a local folder")
     vocab_size: int = flag(8000, "pieces of the tokenizer that is trained for small-random")
-    tune: str = flag("lora", "what is trained: LoRA and the score head, or all weights", ("lora", "full"))
-    lora_rank: int = flag(16, "rank of the LoRA matrices")
-    lora_alpha: float = flag(32.0, "LoRA updates are scaled by alpha / rank")
-    lora_dropout: float = flag(0.0, "dropout before the LoRA matrices")
-    train_embeddings: bool | None = flag(None, "train the embeddings beside LoRA [only for small-random]")
     gradient_checkpointing: bool | None = flag(None, "recompute activations in the backward pass [not for "
                                                      "small-random]", changeable=True)
     # training
-    orders: str | None = flag(None, "orders of a pair in a step: one drawn at random, or both, with the loss on the "
-                                    "logits averaged over them [both; a classification has none]", ("random", "both"))
-    order_weight: float = flag(0.5, "weight of each single order's own loss where --orders both")
-    consistency_weight: float = flag(0.0, "weight of the divergence between the two orders where --orders both")
-    label_smoothing: float = flag(0.0, "share of each target that is spread over all classes")
     epochs: float = flag(1.5, "passes over the training split")
     max_steps: int | None = flag(None, "stop after this many steps; the schedule ends there too")
     warmup: float = flag(0.05, "share of the steps in which the learning rate rises")
     min_lr: float = flag(0.1, "share of the peak learning rate at the end of the cosine")
     tokens_per_micro_batch: int | str = flag(DEFAULT_TOKENS, "tokens of one forward pass on one rank, with "
                                              "their padding; auto: as many as fit the memory", changeable=True)
-    packing: bool | None = flag(None, "read sequences without padding, and what both orders begin with once, by a "
-                                      "faster forward; else padded, by that of transformers and peft "
-                                      "[where there is no ZeRO 3 and no --lora_dropout]", changeable=True)
     seed: int = flag(0, "of the data order, the A/B order, dropout and new weights")
     # evaluation, checkpoints, logging
     eval_every: int = flag(200, "steps between evaluations, each followed by a checkpoint; 0: only at the end")
     keep: int = flag(2, "newest checkpoints that are kept, beside the best one", changeable=True)
-    best_metric: str = flag("log_loss", "what the best checkpoint is best in", ("log_loss", "accuracy"))
     output: str | None = flag(None, "folder of the run [runs/DATE-TIME]")
     log_every: int = flag(10, "steps between printed lines where there is no terminal", changeable=True)
     wandb: bool = flag(False, "log to Weights & Biases as well", changeable=True)
     wandb_project: str = flag("preference-model", "its project", changeable=True)
+
+    PROGRAM: ClassVar[str]
+    PURPOSE: ClassVar[str]
+    RUNS: ClassVar[Path]  # where runs lie that were given no folder
+    EARLIER: ClassVar[dict] = {}  # what runs had that say nothing of it
 
     @property
     def random_base(self) -> bool:
@@ -115,32 +96,105 @@ class Config:
         """Of one forward pass where nothing is trained: the same on every machine, as are the last digits."""
         return DEFAULT_TOKENS if self.tokens_per_micro_batch == AUTO else self.tokens_per_micro_batch
 
+
+@dataclass(frozen=True)
+class Config(Common):
+    """Of train.py."""
+
+    # data
+    benchmark_data: list[str] = flag([], "sources that the model will be judged on later: the audit reports which of "
+                                         "their prompts are in the training split")
+    calibration_fraction: float = flag(0.05, "share of the other groups that is not trained on, so that temperatures "
+                                             "can be fitted on it; none where that is less than eight groups")
+    task: str = flag(PREFERENCE, "what is decided: which response is better, or the class of a text",
+                     (PREFERENCE, CLASSIFICATION))
+    labels: list[str] = flag([], "classes, in the order of the logits [a b, or a b tie, for a preference; those of the "
+                                 "data for a classification]")
+    margin_scale: float = flag(1.0, "log-odds that a margin of 1 stands for, where rows have a margin")
+    teacher: str | None = flag(None, "predictions.jsonl of another model's evaluation of the training rows: its "
+                                     "probabilities become targets")
+    teacher_temperature: float = flag(1.0, "by which the teacher's log-probabilities are divided")
+    teacher_weight: float = flag(0.5, "share of the teacher in the targets; the rest is the label's")
+    # model
+    tune: str = flag("lora", "what is trained: LoRA and the score head, or all weights", ("lora", "full"))
+    lora_rank: int = flag(16, "rank of the LoRA matrices")
+    lora_alpha: float = flag(32.0, "LoRA updates are scaled by alpha / rank")
+    lora_dropout: float = flag(0.0, "dropout before the LoRA matrices")
+    train_embeddings: bool | None = flag(None, "train the embeddings beside LoRA [only for small-random]")
+    # training
+    orders: str | None = flag(None, "orders of a pair in a step: one drawn at random, or both, with the loss on the "
+                                    "logits averaged over them [both; a classification has none]", ("random", "both"))
+    order_weight: float = flag(0.5, "weight of each single order's own loss where --orders both")
+    consistency_weight: float = flag(0.0, "weight of the divergence between the two orders where --orders both")
+    label_smoothing: float = flag(0.0, "share of each target that is spread over all classes")
+    lm_loss_weight: float = flag(0.0, "weight of the backbone's own loss as a language model, the mean over the tokens "
+                                      "of a sequence, so that it keeps its language")
+    packing: bool | None = flag(None, "read sequences without padding, and what both orders begin with once, by a "
+                                      "faster forward; else padded, by that of transformers and peft "
+                                      "[where there is no ZeRO 3 and no --lora_dropout]", changeable=True)
+    # evaluation
+    best_metric: str = flag("log_loss", "what the best checkpoint is best in", ("log_loss", "accuracy"))
+
+    PROGRAM = "train.py"
+    PURPOSE = "Trains a preference model."
+    RUNS = Path("runs")
+    EARLIER: ClassVar[dict] = {"calibration_fraction": 0.0, "packing": False}
+
     @property
     def reading(self) -> Reading:
         return Reading(self.task, self.format, self.margin_scale, self.detect_languages, self.max_bad_fraction)
 
 
 @dataclass(frozen=True)
+class Pretraining(Common):
+    """Of pm.pretrain."""
+
+    data: list[str] = flag([SAMPLE], "sources as for train.py, of which prompt and responses are read one after the "
+                                     "other; rows with a text alone; and .txt files, whose paragraphs are the rows")
+    max_length: int = flag(1024, "tokens of one sequence; a text that is longer is read in pieces")
+    model: str = flag(SMALL_RANDOM, "small-random, for new weights of --shape and a new tokenizer; or the model to go "
+                                    "on with: a hub id or a local folder")
+    shape: str = flag(str(Path(__file__).parent / "base/config.json"), "config.json of a Cohere 2 model: the new one's "
+                                                                       "shape")
+    vocab_size: int = flag(12_000, "pieces of the new model's tokenizer")
+    tokenizer_temperature: float = flag(0.5, "as --language_temperature, for the rows that the tokenizer is trained on")
+    epochs: float = flag(3.0, "passes over the training split")
+    eval_every: int = flag(500, "steps between evaluations, each followed by a checkpoint; 0: only at the end")
+    output: str | None = flag(None, "folder of the run [runs/pretrain/DATE-TIME]")
+    license: str | None = flag(None, "for the card: the licence of the model", changeable=True)
+
+    PROGRAM = "pm.pretrain"
+    PURPOSE = "Trains a language model to be the base of preference models."
+    RUNS = Path("runs/pretrain")
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(LANGUAGE, self.format, detect_languages=self.detect_languages,
+                       max_bad_fraction=self.max_bad_fraction)
+
+
+@dataclass(frozen=True)
 class Arguments:
     """What the command line said, checked. `resume` is None, or the run's folder."""
 
-    config: Config
+    config: Common
     ds_config: dict
     resume: Path | None
 
 
-def parse(argv: list[str]) -> Arguments:
-    """Reads the command line and ds_config.json. Raises `UserError`; `--help` exits.
+def parse(argv: list[str], kind: type[Common] = Config, ds_config: str = "ds_config.json") -> Arguments:
+    """Reads the command line and the file of DeepSpeed's settings that it names, else `ds_config`. Raises `UserError`;
+    `--help` exits.
 
     A resumed run has the settings of its own config.json; a flag that says otherwise is an error unless the result
     does not depend on it.
     """
-    parser = argparse.ArgumentParser(prog="train.py", allow_abbrev=False, exit_on_error=False,
-                                     description="Trains a preference model.")
+    parser = argparse.ArgumentParser(prog=kind.PROGRAM, allow_abbrev=False, exit_on_error=False,
+                                     description=kind.PURPOSE)
     parser.error = fail
-    for item in dataclasses.fields(Config):
-        _add_flag(parser, item)
-    parser.add_argument("--deepspeed_config", default="ds_config.json", metavar="FILE",
+    for item in dataclasses.fields(kind):
+        _add_flag(parser, item, typing.get_type_hints(kind)[item.name])
+    parser.add_argument("--deepspeed_config", default=ds_config, metavar="FILE",
                         help="DeepSpeed's settings [%(default)s]")
     parser.add_argument("--resume", nargs="?", const="newest", metavar="RUN",
                         help="continue a run from its newest checkpoint [the newest run]")
@@ -151,14 +205,17 @@ def parse(argv: list[str]) -> Arguments:
         raise UserError(str(error)) from None
     ds_path, resume = given.pop("deepspeed_config"), given.pop("resume")
     given.pop("local_rank")
-    ds_config = read_ds_config(Path(ds_path))
+    settings = read_ds_config(Path(ds_path))
+    run = None
     if resume is None:
-        return Arguments(_with_packing(_check(_defaults(Config(**given))), ds_config, given), ds_config, None)
-    run = newest_run("checkpoints/latest") if resume == "newest" else Path(resume)
-    return Arguments(_with_packing(_check(_resumed(run, given, ds_config)), ds_config, given), ds_config, run)
+        config = _defaults(kind(**given))
+    else:
+        run = newest_run("checkpoints/latest", kind.RUNS) if resume == "newest" else Path(resume)
+        config = _resumed(run, given, settings, kind)
+    return Arguments(_with_packing(_check(config), settings, given), settings, run)
 
 
-def newest_run(holds: str, root: Path = Path("runs")) -> Path:
+def newest_run(holds: str, root: Path = Config.RUNS) -> Path:
     """The run started last among those that have the file or folder `holds`. Raises `UserError` for none."""
     found = [path.parent for path in root.glob("*/config.json") if (path.parent / holds).exists()]
     if not found:
@@ -166,12 +223,11 @@ def newest_run(holds: str, root: Path = Path("runs")) -> Path:
     return max(found, key=lambda run: (run / "config.json").stat().st_mtime_ns)
 
 
-def load_config(run: Path) -> Config:
-    """The settings of a run. One that says nothing of the calibration split or of packing had none. Raises
-    `UserError`."""
+def load_config(run: Path, kind: type[Common] = Config) -> Common:
+    """The settings of a run. Raises `UserError`."""
     try:
         saved = json.loads((run / "config.json").read_text("utf-8"))
-        return _check(_defaults(Config(**{"calibration_fraction": 0.0, "packing": False, **saved})))
+        return _check(_defaults(kind(**kind.EARLIER | saved)))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{run} is not a run: config.json cannot be read: {error}") from None
 
@@ -270,8 +326,7 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _add_flag(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
-    kind = typing.get_type_hints(Config)[item.name]
+def _add_flag(parser: argparse.ArgumentParser, item: dataclasses.Field, kind: type) -> None:
     default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
     text = item.metadata["help"].replace("%", "%%")
     if default not in (None, []):
@@ -303,23 +358,29 @@ def fail(message: str):
     raise UserError(message)
 
 
-def _defaults(config: Config) -> Config:
+def _defaults(config: Common) -> Common:
     """Fills in the defaults that depend on other flags."""
     values = {}
     if config.test_fraction is None:
         values["test_fraction"] = default_test_fraction(config.data, config.test_data)
-    if config.train_embeddings is None:
-        values["train_embeddings"] = config.random_base and config.tune == "lora"
     if config.gradient_checkpointing is None:
         values["gradient_checkpointing"] = not config.random_base
-    if config.task == PREFERENCE:
+    if isinstance(config, Config) and config.train_embeddings is None:
+        values["train_embeddings"] = config.random_base and config.tune == "lora"
+    if isinstance(config, Config) and config.task == PREFERENCE:
         values |= {"orders": config.orders or "both", "labels": config.labels or ["a", "b"]}
     return dataclasses.replace(config, **values)
 
 
-def _with_packing(config: Config, ds_config: dict, given: dict) -> Config:
-    """With `packing` decided. Raises `UserError` where it is among the flags that were given, and cannot be."""
+def _with_packing(config: Common, ds_config: dict, given: dict) -> Common:
+    """With `packing` decided. Raises `UserError` where it is among the flags that were given, or needed by others, and
+    cannot be."""
     zero3 = ds_config.get("zero_optimization", {}).get("stage") == 3
+    if isinstance(config, Pretraining):
+        if zero3:
+            raise UserError("pm.pretrain runs without zero_optimization.stage 3, which gathers only the weights of "
+                            "modules that are called")
+        return config
     possible = not zero3 and not config.lora_dropout
     if given.get("packing") and not possible:
         raise UserError("--packing runs without zero_optimization.stage 3, which gathers only the weights of modules "
@@ -327,7 +388,11 @@ def _with_packing(config: Config, ds_config: dict, given: dict) -> Config:
     if config.tokens_per_micro_batch == AUTO and zero3:
         raise UserError("--tokens_per_micro_batch auto runs without zero_optimization.stage 3, whose passes are those "
                         "of all ranks together")
-    return dataclasses.replace(config, packing=possible and config.packing is not False)
+    config = dataclasses.replace(config, packing=possible and config.packing is not False)
+    if config.lm_loss_weight and not config.packing:
+        raise UserError(f"--lm_loss_weight {config.lm_loss_weight:g} needs packing: no --no-packing, no "
+                        "--lora_dropout, no zero_optimization.stage 3")
+    return config
 
 
 def default_test_fraction(data: list[str], test_data: list[str]) -> float:
@@ -338,21 +403,12 @@ def _is_sample(source: str) -> bool:
     return source.partition(":")[0] == SAMPLE
 
 
-def _check(config: Config) -> Config:
+def _check(config: Common) -> Common:
     rules = [
         ("test_fraction", 0 <= config.test_fraction < 1, "at least 0 and below 1"),
-        ("calibration_fraction", 0 <= config.calibration_fraction < 1, "at least 0 and below 1"),
         ("language_temperature", 0 <= config.language_temperature < math.inf, "a number, at least 0"),
-        ("teacher_temperature", 0 < config.teacher_temperature < math.inf, "a number above 0"),
-        ("teacher_weight", 0 < config.teacher_weight <= 1, "above 0, at most 1"),
         ("vocab_size", config.vocab_size >= 400, "at least 400: 256 bytes, the control tokens and some letters"),
-        ("lora_rank", config.lora_rank >= 1, "at least 1"),
-        ("lora_alpha", 0 < config.lora_alpha < math.inf, "a number above 0"),
         ("seed", abs(config.seed) < 2**31, "within 32 bits"),
-        ("lora_dropout", 0 <= config.lora_dropout < 1, "at least 0 and below 1"),
-        ("order_weight", 0 <= config.order_weight <= 1, "between 0 and 1"),
-        ("consistency_weight", 0 <= config.consistency_weight < math.inf, "a number, at least 0"),
-        ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
         ("epochs", 0 < config.epochs < math.inf, "above 0"),
         ("max_steps", config.max_steps is None or config.max_steps >= 1, "at least 1"),
         ("warmup", 0 <= config.warmup <= 1, "between 0 and 1"),
@@ -363,9 +419,33 @@ def _check(config: Config) -> Config:
         ("keep", config.keep >= 1, "at least 1"),
         ("log_every", config.log_every >= 1, "at least 1"),
     ]
+    if isinstance(config, Config):
+        rules += [
+            ("calibration_fraction", 0 <= config.calibration_fraction < 1, "at least 0 and below 1"),
+            ("teacher_temperature", 0 < config.teacher_temperature < math.inf, "a number above 0"),
+            ("teacher_weight", 0 < config.teacher_weight <= 1, "above 0, at most 1"),
+            ("lora_rank", config.lora_rank >= 1, "at least 1"),
+            ("lora_alpha", 0 < config.lora_alpha < math.inf, "a number above 0"),
+            ("lora_dropout", 0 <= config.lora_dropout < 1, "at least 0 and below 1"),
+            ("order_weight", 0 <= config.order_weight <= 1, "between 0 and 1"),
+            ("consistency_weight", 0 <= config.consistency_weight < math.inf, "a number, at least 0"),
+            ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
+            ("lm_loss_weight", 0 <= config.lm_loss_weight < math.inf, "a number, at least 0"),
+        ]
+    else:
+        rules += [("tokenizer_temperature", 0 <= config.tokenizer_temperature < math.inf, "a number, at least 0")]
     for name, good, rule in rules:
         if not good:
             raise UserError(f"--{name} {getattr(config, name)}: must be {rule}")
+    if config.test_data and config.test_fraction:
+        raise UserError(f"--test_data and --test_fraction {config.test_fraction} say two things; give one")
+    _ = config.reading  # checks its own part
+    if isinstance(config, Config):
+        _check_preference(config)
+    return config
+
+
+def _check_preference(config: Config) -> None:
     if config.task == PREFERENCE and config.labels not in (["a", "b"], ["a", "b", "tie"]):
         raise UserError(f"--labels {' '.join(config.labels)}: those of a preference are a b, or a b tie")
     if len(set(config.labels)) < len(config.labels) or len(config.labels) == 1:
@@ -377,20 +457,16 @@ def _check(config: Config) -> Config:
     if not config.teacher and (config.teacher_weight, config.teacher_temperature) != (
             Config.teacher_weight, Config.teacher_temperature):
         raise UserError("--teacher_weight and --teacher_temperature need --teacher")
-    _ = config.reading  # checks its own part
-    if config.test_data and config.test_fraction:
-        raise UserError(f"--test_data and --test_fraction {config.test_fraction} say two things; give one")
     if config.consistency_weight and config.orders != "both":
         raise UserError(f"--consistency_weight {config.consistency_weight:g} compares two orders; it needs "
                         "--orders both")
     if config.train_embeddings and config.tune == "full":
         raise UserError("--train_embeddings: --tune full trains them anyway")
-    return config
 
 
-def _resumed(run: Path, given: dict, ds_config: dict) -> Config:
-    saved = load_config(run)
-    for item in dataclasses.fields(Config):
+def _resumed(run: Path, given: dict, ds_config: dict, kind: type[Common]) -> Common:
+    saved = load_config(run, kind)
+    for item in dataclasses.fields(kind):
         value = given.get(item.name)
         if item.name in given and value != getattr(saved, item.name) and not item.metadata["changeable"]:
             raise UserError(f"--resume {run} with --{item.name} {value}: the run has {getattr(saved, item.name)}")

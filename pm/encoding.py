@@ -111,18 +111,21 @@ class Encoder:
     The prompt and the two responses share the tokens; in a classification, which has no responses, its texts do.
     """
 
-    def __init__(self, tokenizer, max_length: int):
+    def __init__(self, tokenizer, max_length: int, pieces: bool = False):
+        """`pieces`: a text by itself that is too long becomes several rows, and nothing of it is cut."""
         if max_length < MIN_MAX_LENGTH:
             raise UserError(f"--max_length {max_length}: at least {MIN_MAX_LENGTH} tokens are needed for three texts")
         self.template = Template.of(tokenizer)
         self.max_length = max_length
+        self.pieces = pieces
         self._text_tokenizer = _without_added_tokens(tokenizer)
         self._control_ids = set(tokenizer.get_added_vocab().values()) - {tokenizer.unk_token_id}
         self._gap = self._tokenise([GAP])[0]
 
     def fingerprint(self) -> str:
         """Changes where the ids that `encode` gives may change."""
-        return text_hash(self._text_tokenizer.to_str(), repr(self.template), str(self.max_length), GAP)
+        return text_hash(self._text_tokenizer.to_str(), repr(self.template), str(self.max_length), GAP,
+                         *["pieces"] * self.pieces)
 
     def encode(self, rows: dict[str, list]) -> dict[str, list]:
         """A batch of columns as in `example.FEATURES` to a batch as in `ENCODED_FEATURES`.
@@ -130,7 +133,7 @@ class Encoder:
         A row whose kept responses are equal is left out: it holds nothing to learn and nothing to judge.
         """
         contents = [turn["content"] for prompt in rows["prompt"] for turn in prompt]
-        turn_ids = iter(self._tokenise(contents))
+        turn_ids = iter(self._tokenise(contents, whole=self.pieces))
         a_ids, b_ids = (self._tokenise([text or "" for text in rows[name]]) for name in ("response_a", "response_b"))
         encoded: dict[str, list] = {name: [] for name in ENCODED_FEATURES}
         for number, prompt in enumerate(rows["prompt"]):
@@ -139,17 +142,18 @@ class Encoder:
             responses = rows["response_a"][number], rows["response_b"][number]
             row["content"] = content_hash(prompt, *responses)
             if responses[0] is None:
-                row |= self._texts(turns)
+                found = self._in_pieces(turns) if self.pieces else [self._texts(turns)]
                 responses = ("".join(turn["content"] for turn in prompt), "")
             else:
-                row |= self._comparison(turns, a_ids[number], b_ids[number])
-                if row["a_ids"] == row["b_ids"]:
+                found = [self._comparison(turns, a_ids[number], b_ids[number])]
+                if found[0]["a_ids"] == found[0]["b_ids"]:
                     continue
             for side, text in zip("ab", responses, strict=True):
                 row |= {f"content_{side}": text_hash(text), f"characters_{side}": len(text),
                         f"markdown_{side}": markdown_marks(text)}
-            for name, value in row.items():
-                encoded[name].append(value)
+            for piece in found:
+                for name, value in (row | piece).items():
+                    encoded[name].append(value)
         return encoded
 
     def kept(self, prompt: list[dict[str, str]], response_a: str, response_b: str) -> tuple[str, str, str]:
@@ -184,8 +188,13 @@ class Encoder:
         return {"prompt_ids": prompt_ids, "a_ids": None, "b_ids": None, "tokens_cut": sum(whole) - sum(limits),
                 "tokens": overhead + len(prompt_ids)}
 
-    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        longest = self.max_length * CHARACTERS_PER_TOKEN
+    def _in_pieces(self, turns: list[tuple[str, list[int]]]) -> list[dict]:
+        (role, ids), = turns
+        size = self.max_length - len(self.template.sequence([])) - TURN_OVERHEAD
+        return [self._texts([(role, ids[start : start + size])]) for start in range(0, len(ids), size)]
+
+    def _tokenise(self, texts: Sequence[str], whole: bool = False) -> list[list[int]]:
+        longest = len(max(texts, key=len, default="")) if whole else self.max_length * CHARACTERS_PER_TOKEN
         texts = [text if len(text) <= 2 * longest else text[:longest] + text[-longest:] for text in texts]
         batch = [encoding.ids for encoding in self._text_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         for ids in batch:

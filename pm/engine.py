@@ -87,7 +87,7 @@ def drop_step(engine, inputs: dict) -> None:
     if engine.zero_optimization_stage() > 1:
         raise UserError("out of memory; with zero_optimization.stage 2 or 3 the step cannot be made again: a lower "
                         "--tokens_per_micro_batch takes less")
-    engine.backward(engine(**inputs).logits.sum() * math.nan)
+    engine.backward(engine(**inputs)[0].sum() * math.nan)
 
 
 def create_moments(engine, updates: int = 0) -> None:

@@ -46,17 +46,29 @@ def unsupported(model: nn.Module) -> str:
 
 def last_hidden_states(model: Cohere2Model, pack: Pack) -> torch.Tensor:
     """What the backbone says at the last token of each sequence, (B, D)."""
+    *layers, last_layer = model.layers
+    hidden_TD, rotation_TE, masks = _through(model, layers, pack)
+    return _norm(model.norm, _last_block(last_layer, hidden_TD, rotation_TE, pack, masks))
+
+
+def hidden_states(model: Cohere2Model, pack: Pack) -> torch.Tensor:
+    """What the backbone says at every token, (T, D)."""
+    hidden_TD, _, _ = _through(model, model.layers, pack)
+    return _norm(model.norm, hidden_TD)
+
+
+def _through(model: Cohere2Model, layers, pack: Pack) -> tuple[torch.Tensor, torch.Tensor, dict]:
+    """The tokens behind some of the layers, their rotations, and the masks that were made."""
     hidden_TD = model.embed_tokens(pack.input_ids)
     cos_TE, sin_TE = model.rotary_emb(hidden_TD[None, :1].float(), pack.positions[None])
     rotation_TE = torch.complex(cos_TE[0, :, ::2], sin_TE[0, :, ::2])
     masks: dict = {}
-    *layers, last_layer = model.layers
     for layer in layers:
         if layer.gradient_checkpointing and model.training:
             hidden_TD = checkpoint(_block, layer, hidden_TD, rotation_TE, pack, masks, use_reentrant=False)
         else:
             hidden_TD = _block(layer, hidden_TD, rotation_TE, pack, masks)
-    return _norm(model.norm, _last_block(last_layer, hidden_TD, rotation_TE, pack, masks))
+    return hidden_TD, rotation_TE, masks
 
 
 def _block(layer: nn.Module, hidden_TD: torch.Tensor, rotation_TE: torch.Tensor, pack: Pack,

@@ -1,7 +1,10 @@
-"""The loss. Shapes: N rows of the micro-batch, O orders in which each was read (1 or 2), C classes."""
+"""The losses. Shapes: N rows of the micro-batch, O orders in which each was read (1 or 2), C classes; of a language
+model: T tokens, D hidden, V pieces of the vocabulary."""
 
 import torch
 import torch.nn.functional as F
+
+LOGITS_AT_ONCE = 2**22  # of the vocabulary times tokens; of more neither logits nor their gradients are ever there
 
 
 def preference_loss(logits_NOC: torch.Tensor, target_NC: torch.Tensor, order_weight: float,
@@ -40,3 +43,54 @@ def order_divergence(logits_NOC: torch.Tensor) -> torch.Tensor:
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Cross-entropy over the last axis in fp32, without reduction; `target` holds probabilities."""
     return -(target * F.log_softmax(logits.float(), dim=-1)).sum(-1)
+
+
+def next_token_loss(hidden_TD: torch.Tensor, embedding_VD: torch.Tensor, scale: float, input_ids_T: torch.Tensor,
+                    before_T: torch.Tensor, weight_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum over tokens of `weight * -log p(token | what is before it)`, in nats, and each token's own part without
+    its weight, (T,), which has no gradient.
+
+    `before_T` (`packing.predecessors`) is the place whose hidden state predicts the token; where it is -1 the token is
+    not predicted. Logits are `scale * hidden @ embedding^T`, the language model's with tied embeddings.
+    """
+    if not torch.is_grad_enabled():
+        hidden_TD, embedding_VD = hidden_TD.detach(), embedding_VD.detach()
+    predicted = (before_T >= 0).nonzero()[:, 0]
+    place, token = before_T[predicted], input_ids_T[predicted]
+    total, loss = _NextTokenLoss.apply(hidden_TD, embedding_VD, scale, place, token, weight_T[predicted])
+    return total, loss.new_zeros(len(input_ids_T)).index_copy(0, predicted, loss)
+
+
+class _NextTokenLoss(torch.autograd.Function):
+    """Makes the gradients with the logits, a part of the tokens at a time, since these would be most of the memory."""
+
+    @staticmethod
+    def forward(ctx, hidden_TD, embedding_VD, scale, place, token, weight):
+        of_hidden, of_embedding = ctx.needs_input_grad[:2]
+        grad_hidden_TD = torch.zeros_like(hidden_TD) if of_hidden else None
+        grad_embedding_VD = torch.zeros_like(embedding_VD, dtype=torch.float32) if of_embedding else None
+        losses = []
+        for some in torch.arange(len(token), device=token.device).split(max(1, LOGITS_AT_ONCE // len(embedding_VD))):
+            hidden = hidden_TD.index_select(0, place[some])
+            logits = (hidden @ embedding_VD.T).float()
+            log_probability = F.log_softmax(logits if scale == 1 else logits.mul_(scale), dim=1)
+            losses.append(-log_probability.gather(1, token[some, None])[:, 0])
+            if of_hidden or of_embedding:
+                grad = log_probability.exp_()
+                grad.scatter_add_(1, token[some, None], grad.new_full((len(some), 1), -1.0))
+                grad, weights = grad.to(hidden.dtype), (scale * weight[some, None]).to(hidden.dtype)
+                if of_hidden:
+                    grad_hidden_TD.index_add_(0, place[some], (grad @ embedding_VD).mul_(weights))
+                if of_embedding:
+                    grad_embedding_VD += grad.T @ (hidden * weights)
+        loss = torch.cat(losses) if losses else weight.new_zeros(0)
+        ctx.gradients = grad_hidden_TD, grad_embedding_VD
+        ctx.dtypes = hidden_TD.dtype, embedding_VD.dtype
+        ctx.mark_non_differentiable(loss)
+        return (loss * weight).sum(), loss
+
+    @staticmethod
+    def backward(ctx, grad_total, _):
+        gradients = [None if gradient is None else (gradient * grad_total).to(dtype)
+                     for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)]
+        return *gradients, None, None, None, None

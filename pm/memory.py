@@ -28,7 +28,7 @@ def fitting_budget(model: nn.Module, batches: Batches, device: torch.device) -> 
         taken, micro_batch = batches.longest(tokens)
         inputs, _, _ = micro_batch.on(device)
         reset_peak(device)
-        torch.autograd.grad(model(**inputs).logits.sum(), trained, allow_unused=True)
+        torch.autograd.grad(model(**inputs)[0].sum(), trained, allow_unused=True)
         return taken, peak_bytes(device)
 
     peak(PROBES[0])  # what is made once does not count

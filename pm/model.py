@@ -1,7 +1,11 @@
-"""The model: a Cohere 2 backbone, a linear score head on the last token, LoRA. Shapes: B, L, D hidden, C classes."""
+"""The model: a Cohere 2 backbone, a linear score head on the last token, LoRA; and the language model that a backbone
+comes from. Shapes: B sequences, L and T tokens, D hidden, C classes.
+"""
 
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,14 +18,17 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     Cohere2Config,
+    Cohere2ForCausalLM,
     Cohere2Model,
     Cohere2PreTrainedModel,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import ModelOutput
 
 from pm.errors import UserError, first_line
-from pm.fused import last_hidden_states
-from pm.packing import Pack
+from pm.fused import hidden_states, last_hidden_states
+from pm.loss import next_token_loss
+from pm.packing import Pack, predecessors, sequence_lengths, token_weights
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
          "intermediate_size": 352, "sliding_window": 256, "max_position_embeddings": 8192}
@@ -61,12 +68,19 @@ class Cohere2ForSequenceClassification(Cohere2PreTrainedModel):
         self.model.embed_tokens = value
 
     def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None, pack: Pack | None = None,
-                **kwargs):
+                language: bool = False, **kwargs):
         """Logits (B, C) in fp32, read on the last token that `attention_mask` (B, L) holds, on whichever side the
         padding is. The mask decides and not the pad id, which a text may hold and which may equal eos.
 
-        With a `pack` of B sequences in their place, the same logits by the faster forward (`fused.py`).
+        With a `pack` of B sequences in their place, the same logits by the faster forward (`fused.py`); with `language`
+        as well the loss of the backbone as a language model: the sum over sequences of the mean over their tokens.
         """
+        if pack is not None and language:
+            hidden_TD = hidden_states(self.model, pack)
+            weights = [1 / (length - 1) for length in sequence_lengths(pack)]
+            language_loss, _ = language_losses(hidden_TD, self.model, pack, weights)
+            return PreferenceOutput(logits=self.score(hidden_TD.index_select(0, pack.last)),
+                                    language_loss=language_loss)
         if pack is not None:
             logits_BC = self.score(last_hidden_states(self.model, pack))
         else:
@@ -86,6 +100,38 @@ class Cohere2ForSequenceClassification(Cohere2PreTrainedModel):
         else:
             last_B = (attention_mask * torch.arange(length, device=hidden_BLD.device)).argmax(1)
         return hidden_BLD[torch.arange(batch, device=hidden_BLD.device), last_B]
+
+
+@dataclass
+class PreferenceOutput(ModelOutput):
+    """`logits` (B, C), `language_loss` (), in nats."""
+
+    logits: torch.Tensor | None = None
+    language_loss: torch.Tensor | None = None
+
+
+class LanguageModel(Cohere2ForCausalLM):
+    """Of packs; its weights are those of transformers' class, under the same names."""
+
+    def forward(self, pack: Pack) -> "LanguageOutput":
+        return LanguageOutput(*language_losses(hidden_states(self.model, pack), self.model, pack,
+                                               [1.0] * len(pack.leaves)))
+
+
+@dataclass
+class LanguageOutput(ModelOutput):
+    """In nats: `loss` (), the sum over all sequences and their tokens but the first, and `losses` (T,) of each token of
+    the pack, which has no gradient."""
+
+    loss: torch.Tensor | None = None
+    losses: torch.Tensor | None = None
+
+
+def language_losses(hidden_TD: torch.Tensor, backbone: Cohere2Model, pack: Pack,
+                    weights: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`loss.next_token_loss` of a pack, whose sequences have `weights` (B), with the embeddings as lm_head."""
+    return next_token_loss(hidden_TD, backbone.embed_tokens.weight, backbone.config.logit_scale, pack.input_ids,
+                           predecessors(pack), token_weights(pack, weights))
 
 
 def unswap(logits_BC: torch.Tensor, swapped_B: torch.Tensor) -> torch.Tensor:
@@ -109,6 +155,32 @@ def save_small_base(folder: Path, tokenizer, labels: Sequence[str], seed: int) -
     os.rename(temporary, folder)
 
 
+def new_language_model(shape: str, tokenizer, seed: int, dtype: torch.dtype) -> LanguageModel:
+    """Random weights in the shape of a config.json, for the tokenizer. Raises `UserError`."""
+    try:
+        keys = json.loads(Path(shape).read_text("utf-8"))
+        config = Cohere2Config.from_dict(keys | {
+            "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return LanguageModel(config).to(dtype)
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"--shape {shape}: no model can be made of it: {first_line(error)}") from None
+
+
+def load_language_model(name: str, dtype: torch.dtype) -> LanguageModel:
+    """The language model of a hub id or local folder, or the backbone of a preference model as one. Raises
+    `UserError`."""
+    config = _cohere2_config(name)
+    try:
+        model, info = LanguageModel.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"--model {name}: the weights cannot be loaded: {first_line(error)}") from None
+    _refuse_missing(name, set(info["missing_keys"]))
+    return model
+
+
 def load_tokenizer(name: str):
     """The tokenizer of a hub id or local folder."""
     try:
@@ -123,12 +195,7 @@ def load_model(name: str, dtype: torch.dtype, labels: Sequence[str]) -> tuple[Co
     A causal language model's folder gives its backbone (the lm_head is dropped) and a new head. A head of zeros, as
     `pm.export --init` writes it, is as good as new.
     """
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {name} cannot be loaded: {first_line(error)}") from None
-    if not isinstance(config, Cohere2Config):
-        raise UserError(f"--model {name} is of type {config.model_type}; a cohere2 model is needed")
+    config = _cohere2_config(name)
     if "Cohere2ForSequenceClassification" in (config.architectures or ()):
         head = list(config.id2label.values())
         generic = head == [f"LABEL_{place}" for place in range(len(labels))]
@@ -143,10 +210,23 @@ def load_model(name: str, dtype: torch.dtype, labels: Sequence[str]) -> tuple[Co
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {name}: the weights cannot be loaded: {first_line(error)}") from None
     missing = set(info["missing_keys"])
-    if missing - {HEAD, BIAS}:
-        others = sorted(missing - {HEAD, BIAS})
-        raise UserError(f"--model {name}: {len(others)} weights are missing, such as {others[0]}")
+    _refuse_missing(name, missing - {HEAD, BIAS})
     return model, HEAD not in missing and any(parameter.any() for parameter in model.score.parameters())
+
+
+def _cohere2_config(name: str) -> Cohere2Config:
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {name} cannot be loaded: {first_line(error)}") from None
+    if not isinstance(config, Cohere2Config):
+        raise UserError(f"--model {name} is of type {config.model_type}; a cohere2 model is needed")
+    return config
+
+
+def _refuse_missing(name: str, missing: set[str]) -> None:
+    if missing:
+        raise UserError(f"--model {name}: {len(missing)} weights are missing, such as {min(missing)}")
 
 
 def set_prior(model: Cohere2ForSequenceClassification, prior_C: Sequence[float]) -> None:

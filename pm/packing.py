@@ -77,6 +77,35 @@ def pack(sequences: Sequence[Sequence[int]]) -> Pack:
                 torch.tensor([last[number] for number in numbers], dtype=torch.long))
 
 
+def predecessors(pack: Pack) -> torch.Tensor:
+    """Of each token the place of the one before it, (T,); -1 for what a sequence begins with."""
+    ends = torch.tensor(pack.lengths).cumsum(0)
+    before_T = torch.arange(-1, len(pack.input_ids) - 1)
+    before_T[ends - torch.tensor(pack.lengths)] = torch.tensor(
+        [int(ends[path[-2]]) - 1 if len(path) > 1 else -1 for path in pack.paths])
+    return before_T.to(pack.input_ids.device)
+
+
+def token_weights(pack: Pack, weights: Sequence[float]) -> torch.Tensor:
+    """Of each token the sum of the `weights` (B) of the sequences that it is in, (T,)."""
+    of_segment = [0.0] * len(pack.paths)
+    for leaf, weight in zip(pack.leaves, weights, strict=True):
+        for segment in pack.paths[leaf]:
+            of_segment[segment] += weight
+    return torch.tensor(of_segment).repeat_interleave(torch.tensor(pack.lengths)).to(pack.input_ids.device)
+
+
+def sequence_sums(pack: Pack, values_T: torch.Tensor) -> list[float]:
+    """The sum of the values of each sequence's tokens."""
+    sums = [float(values.sum()) for values in values_T.double().cpu().split(pack.lengths)]
+    return [sum(sums[segment] for segment in pack.paths[leaf]) for leaf in pack.leaves]
+
+
+def sequence_lengths(pack: Pack) -> list[int]:
+    """How many tokens each sequence has."""
+    return [sum(pack.lengths[segment] for segment in pack.paths[leaf]) for leaf in pack.leaves]
+
+
 def _alike(sequences: list[tuple[Sequence[int], int]], start: int) -> Iterator[list[tuple[Sequence[int], int]]]:
     """Runs of sorted sequences that share enough from `start` on."""
     first = 0

@@ -70,22 +70,22 @@ def table(metrics: dict) -> str:
             parts += [(" ".join(f"{name} {value or '-'}".split())[:NAME_CHARACTERS], part)
                       for value, part in list(found.items())[:LISTED]]
             parts += [(f"and {len(found) - LISTED:,} more in the report", None)] if len(found) > LISTED else []
-    texts = [_aligned(_summaries(parts, metrics["overall"]))]
+    texts = [aligned(_summaries(parts, metrics["overall"]))]
     if "by_class" in metrics:
-        texts += [_aligned(_classes(metrics)), _wrapped(_confusions(metrics["confusion"]))]
+        texts += [aligned(_classes(metrics)), _wrapped(_confusions(metrics["confusion"]))]
     else:
         tied = " but\n'with ties', where the most probable of a, b and tie must be the label."
         beside = [title for name, title in BESIDE if name in metrics["overall"]["shortcuts"]]
         legend = LEGEND.format(beside=", ".join(beside), these="these shortcuts" if beside[1:] else "this shortcut")
         texts += [legend + (tied if "accuracy_with_ties" in metrics["overall"] else "."),
-                  _aligned(_shortcut_table(metrics["overall"]))]
+                  aligned(_shortcut_table(metrics["overall"]))]
     if "difference" in metrics:
-        texts.append(f"minus {metrics['difference']['other']}:\n{_aligned(_every_number(metrics['difference']))}")
+        texts.append(f"minus {metrics['difference']['other']}:\n{aligned(_every_number(metrics['difference']))}")
     texts.append("\n".join(map(_wrapped, verdicts(metrics))))
     if "benchmark" in metrics:
         found = metrics["benchmark"]
         note = _missing(found)
-        texts.append(f"{found['name']}:\n{_aligned(_benchmark_table(found))}" + (f"\n{_wrapped(note)}" if note else ""))
+        texts.append(f"{found['name']}:\n{aligned(_benchmark_table(found))}" + (f"\n{_wrapped(note)}" if note else ""))
     return "\n\n".join(texts)
 
 
@@ -323,7 +323,7 @@ def _confusions(confusion: dict[str, dict[str, int]]) -> str:
     return f"taken most often for another class: {named}"
 
 
-def _aligned(found: Table) -> str:
+def aligned(found: Table) -> str:
     lines = [found.head, *found.lines]
     widths = [max(len(line[column]) for line in lines if len(line) > column) for column in range(len(found.head))]
     return "\n".join(

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -17,23 +18,33 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from pm import distributed, shortcuts
-from pm.config import Arguments, Config, load_config
+from pm.config import Arguments, Common, Config, Pretraining, load_config
 from pm.data.audit import cached_audit, truncation
 from pm.data.audit import summary as audit_summary
 from pm.data.audit import write as write_audit
-from pm.data.prepare import SPLITS, describe, encode, fingerprint, read, split_key, split_rows, training_texts
+from pm.data.prepare import (
+    SPLITS,
+    Rows,
+    describe,
+    encode,
+    fingerprint,
+    read,
+    split_key,
+    split_rows,
+    training_texts,
+)
 from pm.data.targets import classes, distil, target_matrix, with_targets
 from pm.encoding import Encoder
 from pm.errors import UserError
 from pm.fused import unsupported
 from pm.model import add_lora, check_trainable, load_model, load_tokenizer, save_small_base, set_prior
-from pm.plan import epoch_order, sampling_rates
+from pm.plan import epoch_order, epoch_rows, sampling_rates
 from pm.task import Task
 from pm.tokenizer import train_tokenizer
 from pm.tracking import WANDB_ID, WANDB_LOGGED
 
-TOKENIZER_ROWS = 20_000  # rows whose texts the small model's tokenizer is trained on
-REJECTED = "rejected.txt"
+TOKENIZER_ROWS = 20_000  # rows whose texts a tokenizer is trained on
+REJECTED, TOKENIZER = "rejected.txt", "tokenizer"
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "datasets", "tokenizers", "sentencepiece")
 
 
@@ -65,6 +76,19 @@ class Data:
         return concatenate_datasets([self.train.rows, self.calibration.rows])
 
 
+@dataclass(frozen=True)
+class Corpus:
+    """What a language model is trained and tested on: rows as ids, the encoder's as in `Data`. `key` changes where the
+    texts, their order or their languages do."""
+
+    train: Dataset
+    test: Dataset
+    rates: np.ndarray
+    encoder: Encoder
+    key: str
+    summary: str
+
+
 def open_run(arguments: Arguments) -> Path:
     """The run's folder, the same on all ranks; a new one gets its settings written.
 
@@ -77,16 +101,17 @@ def open_run(arguments: Arguments) -> Path:
 
 
 def _new_run(arguments: Arguments) -> Path:
-    run = Path(arguments.config.output or f"runs/{datetime.now():%Y%m%d-%H%M%S}")
+    run = Path(arguments.config.output or arguments.config.RUNS / f"{datetime.now():%Y%m%d-%H%M%S}")
     if (run / "checkpoints").exists():
         raise UserError(f"--output {run} holds a run already; continue it with --resume {run}, or name another")
     try:
         run.mkdir(parents=True, exist_ok=True)
         if any(run.iterdir()):
-            load_config(run)  # an attempt that came to no checkpoint, or nothing of ours
+            load_config(run, type(arguments.config))  # an attempt that came to no checkpoint, or nothing of ours
     except (OSError, UserError) as error:
         raise UserError(f"--output {run} cannot be a new run's folder: {error}") from None
-    shutil.rmtree(run / "base", ignore_errors=True)
+    for name in ("base", TOKENIZER):
+        shutil.rmtree(run / name, ignore_errors=True)
     for name in ("metrics.jsonl", "data.json", "teacher.json", REJECTED, WANDB_ID, WANDB_LOGGED):
         (run / name).unlink(missing_ok=True)
     _write(run / "ds_config.json", arguments.ds_config)
@@ -105,8 +130,7 @@ def load_data(config: Config, run: Path) -> Data:
 
     For small-random the first call also makes the base: a tokenizer trained on the training texts, and weights.
     """
-    train = read(config.data, config.reading, config.cache_dir, weighted=True)
-    test = read(config.test_data, config.reading, config.cache_dir) if config.test_data else None
+    train, test = _read(config)
     splits = split_rows(train, test, config.test_fraction, config.calibration_fraction, config.cache_dir)
     task = Task(config.task, tuple(config.labels) or classes(train.rows))
     if len(task.labels) < 2:
@@ -121,18 +145,66 @@ def load_data(config: Config, run: Path) -> Data:
     targets = [target_matrix(rows, task.labels) for rows in encoded]
     prints = map(fingerprint, encoded, targets)
     _check_unchanged(run / "data.json", {"labels": list(task.labels), **dict(zip(SPLITS, prints, strict=True))})
-    weights = np.array(train.weights)[encoded[0]["source_index"][:]]
-    rates = sampling_rates(encoded[0]["language"][:], weights, config.language_temperature)
+    rates = sampling_rates(encoded[0]["language"][:], _weights(train, encoded[0]), config.language_temperature)
     lines = [describe(name, splits[name], rows, rates if name == "train" else None)
              for name, rows in zip(SPLITS, encoded, strict=True)]
-    lines += [f"{flag}: {rows.report.describe()} (all in the run's {REJECTED})"
-              for flag, rows in (("--data", train), ("--test_data", test)) if rows and rows.report.rejected]
-    rejected = [line for rows in (train, test) if rows for line in rows.report.rejected]
-    if rejected and distributed.is_main() and not (run / REJECTED).exists():
-        (run / REJECTED).write_text("\n".join(rejected) + "\n", "utf-8")
+    lines += _note_rejected(run, train, test)
     parts = [Split(splits[name], with_targets(rows, matrix))
              for name, rows, matrix in zip(SPLITS, encoded, targets, strict=True)]
     return Data(*parts, rates, encoder, task, key, "\n".join(lines))
+
+
+def load_corpus(config: Pretraining, run: Path) -> Corpus:
+    """Reads, splits and tokenises what a language model is trained on, from the cache where it was done before.
+
+    For small-random the first call also trains the run's tokenizer, on rows drawn with `--tokenizer_temperature`.
+    """
+    train, test = _read(config)
+    splits = split_rows(train, test, config.test_fraction, 0.0, config.cache_dir)
+    if config.random_base and not (run / TOKENIZER).exists():
+        rows = splits["train"]
+        rates = sampling_rates(rows["language"][:], _weights(train, rows), config.tokenizer_temperature)
+        some = rows.select(epoch_rows(rates, config.seed, 0)[:TOKENIZER_ROWS])
+        tokenizer = train_tokenizer(training_texts(some), config.vocab_size)
+        temporary = run / f".{TOKENIZER}.writing"
+        tokenizer.save_pretrained(temporary)
+        os.rename(temporary, run / TOKENIZER)
+    encoder = Encoder(load_tokenizer(tokenizer_of(config, run)), config.max_length, pieces=True)
+    key = split_key(train, test, config.test_fraction, 0.0)
+    encoded = {name: encode(splits[name], f"{key} {name}", encoder, config.cache_dir) for name in ("train", "test")}
+    none = {name: np.zeros((len(rows), 0)) for name, rows in encoded.items()}
+    prints = {name: fingerprint(rows, none[name]) for name, rows in encoded.items()}
+    _check_unchanged(run / "data.json", prints)
+    rates = sampling_rates(encoded["train"]["language"][:], _weights(train, encoded["train"]),
+                           config.language_temperature)
+    lines = [describe(name, splits[name], rows, rates if name == "train" else None) for name, rows in encoded.items()]
+    return Corpus(*(with_targets(rows, none[name]) for name, rows in encoded.items()), rates, encoder,
+                  " ".join(prints.values()), "\n".join(lines + _note_rejected(run, train, test)))
+
+
+def tokenizer_of(config: Pretraining, run: Path) -> str:
+    """Where the language model's tokenizer is: for small-random in the run's own folder."""
+    return str(run / TOKENIZER) if config.random_base else config.model
+
+
+def _read(config: Common) -> tuple[Rows, Rows | None]:
+    """The rows of `--data` and of `--test_data`."""
+    return (read(config.data, config.reading, config.cache_dir, weighted=True),
+            read(config.test_data, config.reading, config.cache_dir) if config.test_data else None)
+
+
+def _weights(read_rows: Rows, rows: Dataset) -> np.ndarray:
+    """Of each of `rows` the weight of its source."""
+    return np.array(read_rows.weights)[rows["source_index"][:]]
+
+
+def _note_rejected(run: Path, *read_rows: Rows | None) -> list[str]:
+    """Lines for the log about the rows of `--data` and of `--test_data` that were bad; all go to the run's file."""
+    rejected = [line for rows in read_rows if rows for line in rows.report.rejected]
+    if rejected and distributed.is_main() and not (run / REJECTED).exists():
+        (run / REJECTED).write_text("\n".join(rejected) + "\n", "utf-8")
+    return [f"{flag}: {rows.report.describe()} (all in the run's {REJECTED})"
+            for flag, rows in zip(("--data", "--test_data"), read_rows, strict=True) if rows and rows.report.rejected]
 
 
 def prior(data: Data) -> np.ndarray:

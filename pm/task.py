@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 PREFERENCE, CLASSIFICATION = "preference", "classification"
+LANGUAGE = "language"  # of pm.pretrain: texts and comparisons are read, and no class is decided
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from pm.distributed import all_reduce_sum, gather_lists, is_main, say
 from pm.errors import UserError, first_line
 
 WANDB_ID, WANDB_LOGGED = "wandb_id", "wandb_logged.json"
+SHOWN = {"loss": "loss {:.4f}", "language_loss": "lm {:.3f}", "accuracy": "acc {:.3f}", "flip_rate": "flips {:.2f}",
+         "learning_rate": "lr {:.2e}", "gradient_norm": "grad {:.2f}", "tokens_per_second": "{:,.0f} tok/s",
+         "padding": "pad {:.1%}"}
 WANDB_PATIENCE = 600  # seconds that the end of a run waits for uploads; the rest stays for `wandb sync`
 
 
@@ -40,14 +43,20 @@ class StepStatistics:
 
     def __init__(self, device: torch.device, compares: bool, orders_per_row: int):
         self.compares, self.both_orders = compares, orders_per_row == 2
-        self.sums = torch.zeros(8, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(9, dtype=torch.float64, device=device)
         self.losses: list[tuple[list[str], torch.Tensor]] = []
+        self.of_language = False
 
     @torch.no_grad()
-    def add(self, micro_batch, target_NC: torch.Tensor, logits_NOC: torch.Tensor, loss_N: torch.Tensor) -> None:
+    def add(self, micro_batch, target_NC: torch.Tensor, logits_NOC: torch.Tensor, loss_N: torch.Tensor,
+            language_loss: torch.Tensor | None = None) -> None:
+        """`language_loss`, where there is one: the sum over the rows."""
         if not micro_batch.weight:
             return
         self.losses.append((micro_batch.ids, loss_N.detach()))
+        self.of_language = language_loss is not None
+        if self.of_language:
+            self.sums[8] += language_loss
         if self.compares:
             margin_NO = logits_NOC.float().diff(dim=2)[:, :, 0]
             wanted_N = target_NC.diff(dim=1)[:, 0].sign()
@@ -64,11 +73,13 @@ class StepStatistics:
     def reduce(self, rows: int, stop: bool, out_of_memory: bool = False) -> StepValues:
         """`rows` of the step on all ranks; `stop` and `out_of_memory` on this one."""
         self.sums[6], self.sums[7] = float(stop), float(out_of_memory)
-        loss, right, decided, tokens, padding, flips, stops, out = all_reduce_sum(self.sums).tolist()
+        loss, right, decided, tokens, padding, flips, stops, out, language = all_reduce_sum(self.sums).tolist()
         numbers = {"loss": loss / rows, "accuracy": right / decided if decided else 0.5,
                    "padding": padding / max(1, tokens + padding)}
         if self.both_orders:
             numbers["flip_rate"] = flips / rows
+        if self.of_language:
+            numbers["language_loss"] = language / rows
         return StepValues(numbers, round(tokens), stops > 0, out > 0)
 
     def suspects(self) -> str:
@@ -140,10 +151,7 @@ class Tracker:
         """One training step; `values` has the key `step`. `show`: print a line where there is no terminal."""
         if not is_main():
             return
-        flips = f"flips {values['flip_rate']:.2f}  " if "flip_rate" in values else ""
-        text = (f"loss {values['loss']:.4f}  acc {values['accuracy']:.3f}  {flips}lr {values['learning_rate']:.2e}  "
-                f"grad {values['gradient_norm']:.2f}  {values['tokens_per_second']:,.0f} tok/s  "
-                f"pad {values['padding']:.1%}")
+        text = "  ".join(shown.format(values[name]) for name, shown in SHOWN.items() if name in values)
         self._write("train", values)
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
@@ -160,6 +168,11 @@ class Tracker:
             return
         parts = {name: metrics[name] for name in ("by_language", "by_kind")}
         self._write("eval", {"step": step, **metrics["overall"], **parts}, lambda: _tables(parts, metrics))
+
+    def perplexity(self, step: int, found: dict) -> None:
+        """That of the test split (`perplexity.perplexities`), overall and by language."""
+        if is_main():
+            self._write("eval", {"step": step, **found["overall"], "by_language": found["by_language"]})
 
     def export(self, folder: Path, metrics: dict | None) -> None:
         """The export as a model artifact of wandb, with the overall metrics."""

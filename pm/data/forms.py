@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pm.data.example import ROLES, WINNERS, Example, prompt_key, text_hash
 from pm.data.languages import UNKNOWN, language_code
-from pm.task import CLASSIFICATION, PREFERENCE
+from pm.task import CLASSIFICATION, LANGUAGE, PREFERENCE
 
 ROUNDING = 0.01  # how far from 1 the sum of written probabilities may be
 LONGEST_REASON = 400
@@ -39,11 +39,11 @@ class Texts(NamedTuple):
 
 
 class Form(NamedTuple):
-    """Rows that have all of `columns`, for one task. `convert` takes the row and the log-odds of a margin of 1.
+    """Rows that have all of `columns`, for some tasks. `convert` takes the row and the log-odds of a margin of 1.
     `by_name`: only where the form is asked for."""
 
     columns: frozenset[str]
-    task: str
+    tasks: tuple[str, ...]
     convert: Callable[[dict, float], Iterator[Texts]]
     by_name: bool = False
 
@@ -57,13 +57,13 @@ def examples(row: dict, task: str, form: str | None, margin_scale: float, langua
 
 def _form(row: dict, task: str, name: str | None) -> Form:
     wanted = [FORMS[name]] if name else [form for form in FORMS.values()
-                                             if form.task == task and not form.by_name]
+                                             if task in form.tasks and not form.by_name]
     for form in wanted:
         if form.columns <= row.keys():
             return form
     known = "; ".join(", ".join(sorted(form.columns)) for form in wanted)
-    other = next((f"; with --task {form.task} they are known" for form in FORMS.values()
-                  if form.task != task and form.columns <= row.keys()), "")
+    other = next((f"; with --task {form.tasks[0]} they are known" for form in FORMS.values()
+                  if task != LANGUAGE and task not in form.tasks and form.columns <= row.keys()), "")
     raise BadRow(f"columns {sorted(row)!s:.200} are none of the known forms: {known}{other}")
 
 
@@ -208,15 +208,22 @@ def _classified(row: dict, margin_scale: float) -> Iterator[Texts]:
     yield Texts(turns, None, None, {_class_name(str(label), "label"): 1.0})
 
 
+def _text(row: dict, margin_scale: float) -> Iterator[Texts]:
+    """`text` by itself."""
+    yield Texts([{"role": "user", "content": _plain(row["text"], "text")}], None, None, {})
+
+
 # The first form whose columns a row has is taken.
+COMPARED = (PREFERENCE, LANGUAGE)
 FORMS = {
-    "pair": Form(frozenset({"prompt", "response_a", "response_b"}), PREFERENCE, _pair),
-    "conversations": Form(frozenset({"conversation_a", "conversation_b"}), PREFERENCE, _conversations),
-    "orca": Form(frozenset({"question", "chosen", "rejected"}), PREFERENCE, _orca),
-    "chosen": Form(frozenset({"chosen", "rejected"}), PREFERENCE, _chosen),
-    "completions": Form(frozenset({"context", "completions"}), PREFERENCE, _completions),
-    "round_robin": Form(frozenset({"prompt", "chosen", "rejected"}), PREFERENCE, _round_robin, by_name=True),
-    "classification": Form(frozenset({"text"}), CLASSIFICATION, _classified),
+    "pair": Form(frozenset({"prompt", "response_a", "response_b"}), COMPARED, _pair),
+    "conversations": Form(frozenset({"conversation_a", "conversation_b"}), COMPARED, _conversations),
+    "orca": Form(frozenset({"question", "chosen", "rejected"}), COMPARED, _orca),
+    "chosen": Form(frozenset({"chosen", "rejected"}), COMPARED, _chosen),
+    "completions": Form(frozenset({"context", "completions"}), COMPARED, _completions),
+    "round_robin": Form(frozenset({"prompt", "chosen", "rejected"}), COMPARED, _round_robin, by_name=True),
+    "classification": Form(frozenset({"text"}), (CLASSIFICATION,), _classified),
+    "text": Form(frozenset({"text"}), (LANGUAGE,), _text),
 }
 
 

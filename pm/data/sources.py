@@ -1,14 +1,16 @@
 """Sources to raw rows to `Example`s.
 
-A source is `sample`, a local file (.jsonl, .json, .csv, .parquet, each also .gz), or a Hugging Face dataset (hub id
-or local folder) as `id`, `id@config`, `id#splits` or `id@config#splits`, where `splits` are comma-separated patterns
-such as `train` or `es_*,ar_*`. `:0.5` at the end is its weight: each of its rows is used half as often.
+A source is `sample`, a local file (.jsonl, .json, .csv, .parquet, each also .gz; or .txt, of which each paragraph is a
+row in the language that the file is named after), or a Hugging Face dataset (hub id or local folder) as `id`,
+`id@config`, `id#splits` or `id@config#splits`, where `splits` are comma-separated patterns such as `train` or
+`es_*,ar_*`. `:0.5` at the end is its weight: each of its rows is used half as often.
 """
 
 import csv
 import fnmatch
 import gzip
 import io
+import itertools
 import json
 import math
 import os
@@ -29,8 +31,8 @@ from pm.data.languages import detector, language_of_name
 from pm.errors import UserError, first_line
 from pm.task import PREFERENCE
 
-FILE_ENDINGS = tuple(kind + packed for kind in (".jsonl", ".json", ".csv", ".parquet") for packed in ("", ".gz"))
-
+FILE_ENDINGS = tuple(kind + packed for kind in (".jsonl", ".json", ".csv", ".parquet", ".txt")
+                     for packed in ("", ".gz"))
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Reading:
             raise UserError(f"--margin_scale {self.margin_scale}: must be a number above 0")
         if not 0 <= self.max_bad_fraction <= 1:
             raise UserError(f"--max_bad_fraction {self.max_bad_fraction}: must be between 0 and 1")
-        if self.format and FORMS[self.format].task != self.task:
-            raise UserError(f"--format {self.format} is of --task {FORMS[self.format].task}")
+        if self.format and self.task not in FORMS[self.format].tasks:
+            raise UserError(f"--format {self.format} is of --task {FORMS[self.format].tasks[0]}")
 
 
 @dataclass
@@ -125,10 +127,12 @@ def _raw_rows(spec: str) -> Iterator[tuple[str, dict | BadRow, str]]:
     elif _is_file(spec):
         path = _existing(spec)
         kind = Path(path.name.removesuffix(".gz")).suffix
-        reader = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}[kind]
+        reader = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet,
+                  ".txt": _read_txt}[kind]
+        language = language_of_name(path.name.partition(".")[0]) if kind == ".txt" else ""
         try:
             for number, row in reader(path):
-                yield f"{path}:{number}", row, ""
+                yield f"{path}:{number}", row, language
         except (EOFError, zlib.error, gzip.BadGzipFile, PermissionError, IsADirectoryError) as error:
             raise UserError(f"{path} cannot be read: {first_line(error)}") from None
     else:
@@ -164,6 +168,23 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict | BadRow]]:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
                 yield number, parse_json_row(line)
+
+
+def _read_txt(path: Path) -> Iterator[tuple[int, dict | BadRow]]:
+    """Paragraphs, which empty lines separate, each with the number of its first line."""
+    paragraph: list[bytes] = []
+    with _open(path) as file:
+        for number, line in enumerate(itertools.chain(file, [b""]), 1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line.strip():
+                paragraph.append(line)
+            elif paragraph:
+                try:
+                    row = {"text": b"".join(paragraph).decode("utf-8").strip()}
+                except UnicodeDecodeError as error:
+                    row = BadRow(f"not UTF-8 at byte {error.start}")
+                yield number - len(paragraph), row
+                paragraph = []
 
 
 def parse_json_row(line: bytes) -> dict | BadRow:

@@ -17,6 +17,8 @@ LISTED = 40  # lines of a table
 MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$!])")
 BLOCKS = ("Overall", "Shortcuts", "Language", "Classes")
 UNKNOWN_LICENCE = "unknown"
+OWN_BASES = {"base": "the small model that comes with preference-model",
+             "small-random": "a small Cohere 2 with random weights"}
 
 GENERAL = {
     "preference": (
@@ -257,8 +259,7 @@ def _training(facts: Facts) -> Iterator[str]:
         tuned = (f"LoRA of rank {config['lora_rank']} (alpha {config['lora_alpha']:g}) on every projection, the score "
                  f"head{', the embeddings' if config.get('train_embeddings') else ''}")
     lines = [
-        ["base", facts.base or ("a small Cohere 2 with random weights" if config["model"] == "small-random" else
-                                f"a local folder, {_last_part(config['model'])}")],
+        ["base", facts.base or OWN_BASES.get(config["model"], f"a local folder, {_last_part(config['model'])}")],
         ["trained", tuned],
         ["steps", f"{settings['step']:,}, each of {facts.ds_config['train_batch_size']:,} rows "
                   f"({settings['checkpoint']})"],
@@ -315,6 +316,9 @@ def _measured_limits(facts: Facts) -> Iterator[str]:
     if facts.config["model"] == "small-random":
         yield ("The backbone began with random weights and has seen nothing but the training data: it knows no "
                "language and no facts beyond that.")
+    if facts.config["model"] == "base":
+        yield ("The backbone is a very small language model, made in an hour on two processor cores: it knows how text "
+               "looks in its languages, and hardly any facts.")
     if facts.config["data"] == ["sample"]:
         yield "The training data is the embedded sample, which is there to show that everything works."
     overall = (facts.metrics or {}).get("overall")

@@ -19,7 +19,7 @@ from pm.data.sources import Reading
 from pm.errors import UserError
 from pm.task import CLASSIFICATION, LANGUAGE, PREFERENCE
 
-SMALL_RANDOM = "small-random"
+BASE, SMALL_RANDOM = "base", "small-random"
 SAMPLE = "sample"
 
 # What ds_config.json may hold; everything else is refused, since DeepSpeed ignores keys that it does not know.
@@ -62,10 +62,11 @@ class Common:
     max_length: int = flag(2048, "tokens of one sequence: the template, the prompt and both responses")
     cache_dir: str = flag("~/.cache/pm", "where read and tokenised data is kept", changeable=True)
     # model
-    model: str = flag(SMALL_RANDOM, "small-random, or a Cohere 2 model: a hub id or a local folder")
+    model: str = flag(BASE, "base, the small model that comes with the package; small-random, one with new weights; or "
+                            "a Cohere 2 model: a hub id or a local folder")
     vocab_size: int = flag(8000, "pieces of the tokenizer that is trained for small-random")
     gradient_checkpointing: bool | None = flag(None, "recompute activations in the backward pass [not for "
-                                                     "small-random]", changeable=True)
+                                                     "base and small-random]", changeable=True)
     # training
     epochs: float = flag(1.5, "passes over the training split")
     max_steps: int | None = flag(None, "stop after this many steps; the schedule ends there too")
@@ -92,6 +93,11 @@ class Common:
         return self.model == SMALL_RANDOM
 
     @property
+    def own_base(self) -> bool:
+        """Whether the run keeps its base in a folder of its own."""
+        return self.model in (BASE, SMALL_RANDOM)
+
+    @property
     def evaluation_tokens(self) -> int:
         """Of one forward pass where nothing is trained: the same on every machine, as are the last digits."""
         return DEFAULT_TOKENS if self.tokens_per_micro_batch == AUTO else self.tokens_per_micro_batch
@@ -116,7 +122,8 @@ class Config(Common):
     teacher_temperature: float = flag(1.0, "by which the teacher's log-probabilities are divided")
     teacher_weight: float = flag(0.5, "share of the teacher in the targets; the rest is the label's")
     # model
-    tune: str = flag("lora", "what is trained: LoRA and the score head, or all weights", ("lora", "full"))
+    tune: str | None = flag(None, "what is trained: LoRA and the score head, or all weights [lora; full for "
+                                  "small-random, of which LoRA has nothing to adapt]", ("lora", "full"))
     lora_rank: int = flag(16, "rank of the LoRA matrices")
     lora_alpha: float = flag(32.0, "LoRA updates are scaled by alpha / rank")
     lora_dropout: float = flag(0.0, "dropout before the LoRA matrices")
@@ -153,7 +160,7 @@ class Pretraining(Common):
                                      "other; rows with a text alone; and .txt files, whose paragraphs are the rows")
     max_length: int = flag(1024, "tokens of one sequence; a text that is longer is read in pieces")
     model: str = flag(SMALL_RANDOM, "small-random, for new weights of --shape and a new tokenizer; or the model to go "
-                                    "on with: a hub id or a local folder")
+                                    "on with: base, a hub id or a local folder")
     shape: str = flag(str(Path(__file__).parent / "base/config.json"), "config.json of a Cohere 2 model: the new one's "
                                                                        "shape")
     vocab_size: int = flag(12_000, "pieces of the new model's tokenizer")
@@ -208,11 +215,13 @@ def parse(argv: list[str], kind: type[Common] = Config, ds_config: str = "ds_con
     settings = read_ds_config(Path(ds_path))
     run = None
     if resume is None:
-        config = _defaults(kind(**given))
+        config = _check(_defaults(kind(**given)))
+        if "vocab_size" in given and not config.random_base:
+            raise UserError(f"--vocab_size {config.vocab_size} is of --model small-random; {config.model} has its own")
     else:
         run = newest_run("checkpoints/latest", kind.RUNS) if resume == "newest" else Path(resume)
-        config = _resumed(run, given, settings, kind)
-    return Arguments(_with_packing(_check(config), settings, given), settings, run)
+        config = _check(_resumed(run, given, settings, kind))
+    return Arguments(_with_packing(config, settings, given), settings, run)
 
 
 def newest_run(holds: str, root: Path = Config.RUNS) -> Path:
@@ -364,9 +373,12 @@ def _defaults(config: Common) -> Common:
     if config.test_fraction is None:
         values["test_fraction"] = default_test_fraction(config.data, config.test_data)
     if config.gradient_checkpointing is None:
-        values["gradient_checkpointing"] = not config.random_base
-    if isinstance(config, Config) and config.train_embeddings is None:
-        values["train_embeddings"] = config.random_base and config.tune == "lora"
+        values["gradient_checkpointing"] = not config.own_base
+    if isinstance(config, Config):
+        tune = config.tune or ("full" if config.random_base else "lora")
+        values["tune"] = tune
+        if config.train_embeddings is None:
+            values["train_embeddings"] = config.random_base and tune == "lora"
     if isinstance(config, Config) and config.task == PREFERENCE:
         values |= {"orders": config.orders or "both", "labels": config.labels or ["a", "b"]}
     return dataclasses.replace(config, **values)

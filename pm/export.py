@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     else:
         run = Path(arguments.run) if arguments.run else newest_run("checkpoints/latest")
         config = load_config(run)
-        if repo and config.tune == "lora" and not (arguments.merged or config.random_base or
+        if repo and config.tune == "lora" and not (arguments.merged or config.own_base or
                                                    publish.hub_id(config.model)):
             raise UserError(f"--push_to_hub {repo}: nobody else has the adapter's base, the folder {config.model}; "
                             "add --merged")

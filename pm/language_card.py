@@ -9,14 +9,14 @@ from huggingface_hub import ModelCardData
 from pm.card import UNKNOWN_LICENCE, command, table_lines, versions
 from pm.config import Pretraining
 from pm.perplexity import HEAD, lines
+from pm.run import Corpus
 
 LOSSES = 20  # of the training steps, as many as the card shows
 
 
-def language_card(run: Path, config: Pretraining, ds_config: dict, key: str, history: Sequence[dict],
+def language_card(run: Path, config: Pretraining, ds_config: dict, corpus: Corpus, history: Sequence[dict],
                   found: dict | None, parameters: int) -> str:
-    """README.md of an export. `key` is the hash of the data, `history` the run's metrics.jsonl, `found` the
-    perplexities of its test split."""
+    """README.md of an export. `history` is the run's metrics.jsonl, `found` the perplexities of its test split."""
     environment = json.loads((run / "environment.json").read_text("utf-8"))
     codes = [name for name in (found or {"by_language": {}})["by_language"] if name != "und"]
     metadata = ModelCardData(language=codes or None, library_name="transformers", pipeline_tag="text-generation",
@@ -28,7 +28,7 @@ def language_card(run: Path, config: Pretraining, ds_config: dict, key: str, his
         ["peak learning rate", f"{ds_config['optimizer']['params']['lr']:g}"],
         ["precision", "bf16" if ds_config.get("bf16", {}).get("enabled") else "fp32"],
         ["seed", str(config.seed)],
-        ["hashes of the data (train, test)", key],
+        ["hashes of the data (train, test)", corpus.key],
         ["commit", environment["commit"]],
         ["versions", versions(environment)],
         ["hardware", f"{environment['ranks']} x {environment['device']}"],
@@ -38,6 +38,7 @@ def language_card(run: Path, config: Pretraining, ds_config: dict, key: str, his
         f"# {run.resolve().name}\n",
         "A small language model (Cohere 2): the base of preference models, which adapt it with LoRA. It is made by\n"
         "`python -m pm.pretrain` of the package `preference-model`, and is no model to write text with.\n",
+        "## Data\n", "```", *corpus.summary.splitlines(), "```\n",
         "## Training\n", *table_lines(["", ""], rows), "", "```bash", command(environment["command"]), "```", "",
         "Loss of a token in nats, in training:\n",
         *table_lines(["step", "loss"], [[f"{line['step']:,}", f"{line['loss']:.3f}"] for line in _some(steps)]), "",

@@ -4,6 +4,7 @@ comes from. Shapes: B sequences, L and T tokens, D hidden, C classes.
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from pm.packing import Pack, predecessors, sequence_lengths, token_weights
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
          "intermediate_size": 352, "sliding_window": 256, "max_position_embeddings": 8192}
+PACKAGED = Path(__file__).parent / "base"
 HEAD, BIAS = "score.weight", "score.bias"
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -139,6 +141,14 @@ def unswap(logits_BC: torch.Tensor, swapped_B: torch.Tensor) -> torch.Tensor:
     are a and b, a third one (tie) stays."""
     back_BC = torch.cat([logits_BC[:, :2].flip(-1), logits_BC[:, 2:]], dim=-1)
     return torch.where(swapped_B[:, None], back_BC, logits_BC)
+
+
+def copy_base(folder: Path) -> None:
+    """Copies the package's own model, its tokenizer and its card."""
+    temporary = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(PACKAGED, temporary, ignore=shutil.ignore_patterns("texts"))
+    os.rename(temporary, folder)
 
 
 def save_small_base(folder: Path, tokenizer, labels: Sequence[str], seed: int) -> None:

@@ -29,7 +29,7 @@ from pm.errors import UserError, run_main
 from pm.language_card import language_card
 from pm.model import LanguageModel, load_language_model, load_tokenizer, new_language_model, parameter_groups
 from pm.perplexity import perplexities, score_language, table
-from pm.run import dtype_of, load_corpus, open_run, tokenizer_of
+from pm.run import Corpus, dtype_of, load_corpus, open_run, tokenizer_of
 from pm.schedule import learning_rate
 from pm.tracking import Tracker, quiet_libraries, read_history
 
@@ -140,7 +140,7 @@ def main(argv: list[str]) -> None:
 
     # 6. Export. A resumed run may have made its last step before
     found = found or (evaluate() if len(corpus.test) else None)
-    distributed.on_main(lambda: export(run, saved, config, ds_config, corpus.key, found))
+    distributed.on_main(lambda: export(run, saved, config, ds_config, corpus, found))
     tracker.close()
     if found:
         distributed.say(f"\n{table(found)}")
@@ -152,7 +152,7 @@ def build_language_model(config: Pretraining, run: Path, dtype: torch.dtype, say
     if config.random_base:
         model = new_language_model(config.shape, load_tokenizer(tokenizer_of(config, run)), config.seed, dtype)
     else:
-        model = load_language_model(config.model, dtype)
+        model = load_language_model(tokenizer_of(config, run), dtype)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     say(f"model: {config.shape if config.random_base else config.model}, {model.num_parameters():,} parameters, "
@@ -160,7 +160,7 @@ def build_language_model(config: Pretraining, run: Path, dtype: torch.dtype, say
     return model
 
 
-def export(run: Path, name: str, config: Pretraining, ds_config: dict, key: str, found: dict | None) -> None:
+def export(run: Path, name: str, config: Pretraining, ds_config: dict, corpus: Corpus, found: dict | None) -> None:
     """Writes checkpoint `name` as `run/export`, in the dtype of training, with the tokenizer and a card.
 
     Raises `UserError` where a weight, loaded afresh, has other bits than it was to have. Called on one rank.
@@ -178,7 +178,7 @@ def export(run: Path, name: str, config: Pretraining, ds_config: dict, key: str,
     for parameter_name, parameter in model.state_dict().items():
         if not torch.equal(parameter, fresh[parameter_name]):
             raise UserError(f"the export, loaded afresh, has other values in {parameter_name}: it was not saved")
-    (writing / "README.md").write_text(language_card(run, config, ds_config, key, read_history(run), found,
+    (writing / "README.md").write_text(language_card(run, config, ds_config, corpus, read_history(run), found,
                                                      model.num_parameters()), "utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     writing.rename(folder)

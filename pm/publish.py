@@ -14,6 +14,7 @@ from pm.card import Facts, model_card
 from pm.config import Config
 from pm.data.sources import FILE_ENDINGS, split_weight
 from pm.errors import UserError, first_line
+from pm.run import base_of
 from pm.tracking import read_history
 
 LICENCE = ("license", "license_name", "license_link")
@@ -24,7 +25,7 @@ LEFT_OVER = ["adapter_*", "base/*", "*.safetensors", "*.safetensors.index.json",
 def card(run: Path, config: Config, settings: dict, metrics: dict | None, licence: str | None, place: str) -> str:
     """README.md of an export of the run, from the run's files. `licence` is that of the base unless given; `place` is
     the hub id where it will be, "" for none."""
-    found = {"license": licence} if licence else {} if config.random_base else licence_of(config.model)
+    found = {"license": licence} if licence else {} if config.random_base else licence_of(base_of(config, run))
     audit = run / "audit.json"
     return model_card(Facts(
         title=place.split("/")[-1] or run.resolve().name, place=place, settings=settings, config=asdict(config),

@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from pm import distributed, shortcuts
-from pm.config import Arguments, Common, Config, Pretraining, load_config
+from pm.config import BASE, Arguments, Common, Config, Pretraining, load_config
 from pm.data.audit import cached_audit, truncation
 from pm.data.audit import summary as audit_summary
 from pm.data.audit import write as write_audit
@@ -37,7 +37,16 @@ from pm.data.targets import classes, distil, target_matrix, with_targets
 from pm.encoding import Encoder
 from pm.errors import UserError
 from pm.fused import unsupported
-from pm.model import add_lora, check_trainable, load_model, load_tokenizer, save_small_base, set_prior
+from pm.model import (
+    PACKAGED,
+    add_lora,
+    check_trainable,
+    copy_base,
+    load_model,
+    load_tokenizer,
+    save_small_base,
+    set_prior,
+)
 from pm.plan import epoch_order, epoch_rows, sampling_rates
 from pm.task import Task
 from pm.tokenizer import train_tokenizer
@@ -121,21 +130,24 @@ def _new_run(arguments: Arguments) -> Path:
 
 
 def base_of(config: Config, run: Path) -> str:
-    """Where the untrained model is: for small-random the run's own folder."""
-    return str(run / "base") if config.random_base else config.model
+    """Where the untrained model is: for base and small-random in the run's own folder."""
+    return str(run / "base") if config.own_base else config.model
 
 
 def load_data(config: Config, run: Path) -> Data:
     """Reads, splits and tokenises the run's data, from the cache where it was done before.
 
-    For small-random the first call also makes the base: a tokenizer trained on the training texts, and weights.
+    The first call also puts the run's own base there: a copy of the package's, or for small-random a tokenizer trained
+    on the training texts, and weights.
     """
     train, test = _read(config)
     splits = split_rows(train, test, config.test_fraction, config.calibration_fraction, config.cache_dir)
     task = Task(config.task, tuple(config.labels) or classes(train.rows))
     if len(task.labels) < 2:
         raise UserError(f"the data has the one class {task.labels[0]!r}: there is nothing to decide")
-    if config.random_base and not (run / "base" / "config.json").exists():
+    if config.model == BASE and not (run / "base").exists():
+        copy_base(run / "base")
+    if config.random_base and not (run / "base").exists():
         some = epoch_order(len(splits["train"]), config.seed, 0)[:TOKENIZER_ROWS]
         tokenizer = train_tokenizer(training_texts(splits["train"].select(some)), config.vocab_size)
         save_small_base(run / "base", tokenizer, task.labels, config.seed)
@@ -183,8 +195,8 @@ def load_corpus(config: Pretraining, run: Path) -> Corpus:
 
 
 def tokenizer_of(config: Pretraining, run: Path) -> str:
-    """Where the language model's tokenizer is: for small-random in the run's own folder."""
-    return str(run / TOKENIZER) if config.random_base else config.model
+    """Where the language model's tokenizer is, for small-random in the run's own folder; else its weights as well."""
+    return str(run / TOKENIZER) if config.random_base else str(PACKAGED) if config.model == BASE else config.model
 
 
 def _read(config: Common) -> tuple[Rows, Rows | None]:

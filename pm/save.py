@@ -1,7 +1,7 @@
 """Writes exports: what others load.
 
 An export is a PEFT adapter with the score head, or a whole model; with the tokenizer, config.json with the label names,
-preference.json and a model card. For small-random the base lies in it too.
+preference.json and a model card. The run's own base (base, small-random) lies in it too.
 """
 
 import json
@@ -104,7 +104,7 @@ def export(run: Path, checkpoint: Checkpoint, output: Path, calibration: Calibra
     wanted = digests(model, dtype, [name for name, parameter in model.named_parameters()
                                     if whole or parameter.requires_grad])
     with _written_aside(output) as folder:
-        if not whole and config.random_base:
+        if not whole and config.own_base:
             model.peft_config["default"].base_model_name_or_path = "base"
             shutil.copytree(run / "base", folder / "base")
         _save_model(folder, model, base_of(config, run), whole)
@@ -153,7 +153,7 @@ def init(base: str, output: Path, labels: Sequence[str], dtype: torch.dtype | No
 
 def _base(config: Config, whole: bool) -> str:
     """From where an adapter's base is loaded; of whole weights only what they were made from."""
-    if config.random_base:
+    if config.own_base:
         return config.model if whole else "base"
     return publish.hub_id(config.model) or (Path(config.model).name if whole else config.model)
 

@@ -160,16 +160,25 @@ def test_nothing_given_is_enough(monkeypatch):
     assert arguments.ds_config == json.loads((ROOT / "ds_config.json").read_text())
     assert arguments.resume is None
     config = arguments.config
-    assert (config.data, config.model, config.tune) == (["sample"], "small-random", "lora")
+    assert (config.data, config.model, config.tune) == (["sample"], "base", "lora")
 
 
 def test_defaults_that_depend_on_the_model(tmp_path):
-    small, large = read_flags(tmp_path), read_flags(tmp_path, "--model", "some/model")
-    assert (small.train_embeddings, small.gradient_checkpointing) == (True, False)
-    assert (large.train_embeddings, large.gradient_checkpointing) == (False, True)
-    assert read_flags(tmp_path, "--tune", "full").train_embeddings is False
-    assert read_flags(tmp_path, "--no-train_embeddings").train_embeddings is False
+    base, large = read_flags(tmp_path), read_flags(tmp_path, "--model", "some/model")
+    assert (base.tune, base.train_embeddings, base.gradient_checkpointing) == ("lora", False, False)
+    assert (large.tune, large.train_embeddings, large.gradient_checkpointing) == ("lora", False, True)
+    random = ("--model", "small-random")
+    small, adapted = read_flags(tmp_path, *random), read_flags(tmp_path, *random, "--tune", "lora")
+    assert (small.tune, small.train_embeddings, small.gradient_checkpointing) == ("full", False, False)
+    assert (adapted.tune, adapted.train_embeddings) == ("lora", True)
+    assert read_flags(tmp_path, *random, "--tune", "lora", "--no-train_embeddings").train_embeddings is False
     assert read_flags(tmp_path, "--model", "some/model", "--train_embeddings").train_embeddings is True
+
+
+def test_the_vocabulary_is_chosen_only_for_new_weights(tmp_path):
+    assert read_flags(tmp_path, "--model", "small-random", "--vocab_size", "500").vocab_size == 500
+    assert refusal(read_flags, tmp_path, "--vocab_size", "500") == (
+        "--vocab_size 500 is of --model small-random; base has its own")
 
 
 def test_default_test_fraction_depends_on_the_data(tmp_path):
@@ -374,7 +383,7 @@ def test_values_out_of_range_are_named(tmp_path, name, value, rule):
     ("tokens_per_micro_batch", 1), ("eval_every", 0), ("keep", 1), ("log_every", 1),
 ])
 def test_values_at_the_edge_are_taken(tmp_path, name, value):
-    assert getattr(read_flags(tmp_path, f"--{name}={value}"), name) == value
+    assert getattr(read_flags(tmp_path, f"--{name}={value}", "--model", "small-random"), name) == value
 
 
 def test_test_data_and_test_fraction_exclude_each_other(tmp_path):

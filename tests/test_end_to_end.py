@@ -28,7 +28,8 @@ from pm.tokenizer import train_tokenizer
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/data/multi_mt_human.jsonl"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-COMMON = ("--vocab_size", "600", "--log_every", "1", "--epochs", "100")
+COMMON = ("--log_every", "1", "--epochs", "100")
+RANDOM = ("--model", "small-random", "--tune", "lora", "--vocab_size", "600")
 
 # The small model from seed 0 on the rows below, 4 steps of 16 pairs: loss of each step, in nats.
 GOLDEN_LOSSES = [0.693147, 0.691406, 0.695583, 0.685839]
@@ -66,7 +67,8 @@ def start(workplace: Path, name: str, *flags: str, ranks: int = 1, settings: str
         command += ["--resume", str(workplace / name)]
     else:
         data = () if "--data" in flags else ("--data", str(workplace / "pairs.jsonl"))
-        command += ["--output", str(workplace / name), "--cache_dir", str(workplace / "cache"), *data, *COMMON]
+        model = () if "--model" in flags else RANDOM
+        command += ["--output", str(workplace / name), "--cache_dir", str(workplace / "cache"), *data, *COMMON, *model]
     log = (workplace / f"{name}.log").open("a")
     return subprocess.Popen([*command, *flags], cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT,
                             start_new_session=True)

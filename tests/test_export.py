@@ -86,13 +86,16 @@ def workplace(tmp_path_factory):
     return folder
 
 
+RANDOM = ("--model", "small-random", "--tune", "lora", "--vocab_size", "400")
+
+
 def write_run(workplace: Path, name: str, *flags: str, settings: str = "fp32", std: float = 0.1) -> Path:
     """A run with one checkpoint, as train.py leaves it, but for the training."""
     run = workplace / name
     data = () if "--data" in flags else ("--data", str(workplace / "pairs.jsonl"))
     arguments = parse(["--deepspeed_config", str(workplace / f"{settings}.json"), "--output", str(run), "--cache_dir",
-                       str(workplace / "cache"), "--vocab_size", "400", "--max_length", "96", "--test_fraction", "0.4",
-                       "--calibration_fraction", "0.3", *data, *flags])
+                       str(workplace / "cache"), "--max_length", "96", "--test_fraction", "0.4",
+                       "--calibration_fraction", "0.3", *data, *(() if "--model" in flags else RANDOM), *flags])
     config = arguments.config
     open_run(arguments)
     data = load_data(config, run)

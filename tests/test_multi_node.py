@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 ADDRESSES = {"a": "10.99.0.1", "b": "10.99.0.2"}
 PORT = "29400"  # the same for all: each test has it alone, since nothing else is in these networks
-FLAGS = ("--max_steps", "4", "--eval_every", "2", "--keep", "9", "--vocab_size", "500", "--max_length", "128",
-         "--log_every", "1", "--epochs", "100")
+FLAGS = ("--model", "small-random", "--tune", "lora", "--vocab_size", "500", "--max_steps", "4", "--eval_every", "2",
+         "--keep", "9", "--max_length", "128", "--log_every", "1", "--epochs", "100")
 SETUP = """
 mkdir -p /run/netns && mount -t tmpfs none /run/netns
 ip netns add a && ip netns add b

@@ -279,7 +279,7 @@ def test_without_wandb_it_is_not_imported(tmp_path):
 def test_a_run_of_training_resumed_for_its_last_steps_and_then_for_its_export(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_DATA_DIR": str(tmp_path)}
     flags = ("--cache_dir", str(tmp_path / "cache"), "--max_steps", "4", "--eval_every", "2", "--keep", "9",
-             "--vocab_size", "500", "--max_length", "96", "--output", str(tmp_path / "run"))
+             "--model", "small-random", "--vocab_size", "500", "--max_length", "96", "--output", str(tmp_path / "run"))
 
     def train(*more: str) -> None:
         subprocess.run([sys.executable, "train.py", "--wandb", *more], cwd=ROOT, env=environment, check=True,

@@ -29,7 +29,7 @@ from pm.data.example import Example, text_hash
 from pm.data.forms import FORMS, BadRow, examples
 from pm.data.languages import detector, language_of_name
 from pm.errors import UserError, first_line
-from pm.task import PREFERENCE
+from pm.task import LANGUAGE, PREFERENCE
 
 FILE_ENDINGS = tuple(kind + packed for kind in (".jsonl", ".json", ".csv", ".parquet", ".txt")
                      for packed in ("", ".gz"))
@@ -51,7 +51,8 @@ class Reading:
         if not 0 <= self.max_bad_fraction <= 1:
             raise UserError(f"--max_bad_fraction {self.max_bad_fraction}: must be between 0 and 1")
         if self.format and self.task not in FORMS[self.format].tasks:
-            raise UserError(f"--format {self.format} is of --task {FORMS[self.format].tasks[0]}")
+            task = FORMS[self.format].tasks[0]
+            raise UserError(f"--format {self.format} is of {'pm.pretrain' if task == LANGUAGE else f'--task {task}'}")
 
 
 @dataclass

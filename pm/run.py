@@ -37,7 +37,15 @@ from pm.data.targets import classes, distil, target_matrix, with_targets
 from pm.encoding import Encoder
 from pm.errors import UserError
 from pm.fused import unsupported
-from pm.model import add_lora, check_trainable, load_model, load_tokenizer, save_small_base, set_prior
+from pm.model import (
+    add_lora,
+    check_trainable,
+    language_unsupported,
+    load_model,
+    load_tokenizer,
+    save_small_base,
+    set_prior,
+)
 from pm.plan import epoch_order, epoch_rows, sampling_rates
 from pm.task import Task
 from pm.tokenizer import train_tokenizer
@@ -275,6 +283,10 @@ def build_model(config: Config, run: Path, labels: Sequence[str], dtype: torch.d
     reason = unsupported(model) if config.packing else ""
     if reason:
         raise UserError(f"--packing cannot read {base}: {reason}; --no-packing can")
+    reason = language_unsupported(model) if config.lm_loss_weight else ""
+    if reason:
+        raise UserError(f"--lm_loss_weight {config.lm_loss_weight:g}: {base} cannot be read as a language model: "
+                        f"{reason}")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.tune == "lora":

@@ -10,7 +10,7 @@ from pm.card import UNKNOWN_LICENCE, command, table_lines, versions
 from pm.config import Pretraining
 from pm.perplexity import HEAD, lines
 
-LOSSES = 20  # of the training steps, as many as the card shows
+LOSSES = 20  # of the training steps, at most as many as the card shows
 
 
 def language_card(run: Path, config: Pretraining, ds_config: dict, key: str, history: Sequence[dict],
@@ -49,5 +49,5 @@ def language_card(run: Path, config: Pretraining, ds_config: dict, key: str, his
 
 
 def _some(steps: Sequence[dict]) -> list[dict]:
-    every = max(1, len(steps) // LOSSES)
+    every = max(1, -(-len(steps) // LOSSES))
     return [line for number, line in enumerate(steps, 1) if number % every == 0]

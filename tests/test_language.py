@@ -13,6 +13,7 @@ from tiny import TOKENIZER, TWO, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Cohere2Config, Cohere2ForCausalLM
 
+from pm import perplexity
 from pm.config import Config, Pretraining
 from pm.data.targets import with_targets
 from pm.encoding import ENCODED_FEATURES, Encoder
@@ -25,6 +26,7 @@ from pm.model import (
     add_lora,
     language_losses,
     load_language_model,
+    load_tokenizer,
     new_language_model,
 )
 from pm.packing import pack, sequence_sums
@@ -409,14 +411,16 @@ def test_a_row_has_the_same_loss_in_a_pack_of_any_size():
     assert len(asked) == 1
 
 
-def test_scoring_leaves_a_model_in_training_as_it_was_and_makes_no_gradient():
+def test_scoring_trains_nothing_and_leaves_a_model_in_training_as_it_was():
     model, _ = language_model()
     encoder, rows = encoded(*TEXTS)
+    seen = []
+    model.register_forward_hook(lambda module, *_: seen.append((module.training, torch.is_grad_enabled())))
     for training in (True, False):
         model.train(training)
         score_language(model, rows, encoder.template, 300, torch.device("cpu"))
         assert model.training is training
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert set(seen) == {(False, False)}
 
 
 def test_a_long_text_has_the_perplexity_of_its_pieces():
@@ -428,6 +432,43 @@ def test_a_long_text_has_the_perplexity_of_its_pieces():
     found = perplexities(rows, losses_N)["overall"]
     assert (found["rows"], found["tokens"]) == (len(rows), sum(rows["tokens"][:]) - len(rows))
     assert found["loss"] == pytest.approx(losses_N.sum() / found["tokens"])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A saved language model with its tokenizer, and two texts, of which the second is read in pieces."""
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    language_model()[0].save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    write(tmp_path / "de.txt", "fox", words(40, "t"))
+    return tmp_path
+
+
+def perplexity_of(folder, *flags: str) -> None:
+    perplexity.main(["--model", str(folder), "--cache_dir", str(folder / "cache"), *flags])
+
+
+def test_the_command_prints_perplexities(folder, capsys):
+    perplexity_of(folder, "--data", str(folder / "de.txt"), "--max_length", "64")
+    encoder, rows = encoded(("fox", None, None), (words(40, "t"), None, None), max_length=64)
+    losses_N = score_language(language_model()[0], rows, encoder.template, 500, torch.device("cpu"))
+    tokens = sum(rows["tokens"][:]) - len(rows)
+    loss = losses_N.sum() / tokens
+    numbers = [f"{len(rows):,}", f"{tokens:,}", f"{loss:.3f}", f"{math.exp(loss):.2f}"]
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["language", "rows", "tokens", "loss", "perplexity"], ["all", *numbers], ["de", *numbers]]
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ([], "the following arguments are required: --data"),
+    (["--data", "missing.txt"], "--data missing.txt: there is no such file"),
+    (["--data", "sample:0.5"], "sample:0.5: only the sources of the training split may have a weight"),
+    (["--data", "sample", "--max_length", "63"], "--max_length 63: at least 64 tokens are needed"),
+    (["--data", "sample", "--max_length", "long"], "argument --max_length: invalid int value: 'long'"),
+    (["--data", "sample", "--batch", "3"], "unrecognized arguments: --batch 3"),
+])
+def test_what_the_command_refuses(folder, flags, words):
+    assert refusal(perplexity_of, folder, *flags).startswith(words)
 
 
 # What is loaded
@@ -639,6 +680,26 @@ def test_the_tokenizer_is_trained_once_on_what_is_not_tested(run):
     (run / "data.json").unlink()
     other = corpus_of(run, model=str(run / "tokenizer"))  # a model to go on with brings its own
     assert other.key == first.key and other.train["prompt_ids"][:] == first.train["prompt_ids"][:]
+
+
+def test_the_tokenizer_has_a_temperature_of_its_own(run):
+    """At 0 it reads as much of the language with few rows, which then takes fewer tokens."""
+    german = [f"{'Zeitung ' * 6}{number}" for number in range(4)]
+    english = ["".join(chr(97 + letter % 23) for letter in text(5, number)) for number in range(100)]
+    sources = [write(run.parent / "en.txt", *(" ".join([*english, str(number)]) for number in range(60))),
+               write(run.parent / "de.txt", *german)]
+
+    def tokenizer(name: str, **flags) -> str:
+        (run / name).mkdir()
+        corpus_of(run / name, data=sources, test_fraction=0.0, cache_dir=str(run / "cache"), **flags)
+        return str(run / name / "tokenizer")
+
+    def read(name: str) -> int:
+        return len(load_tokenizer(name)(german[0]).input_ids)
+
+    few, many = (tokenizer(name, tokenizer_temperature=value) for name, value in (("as is", 1.0), ("alike", 0.0)))
+    assert read(many) < read(few)
+    assert read(tokenizer("other", tokenizer_temperature=1.0, language_temperature=0.0)) == read(few)
 
 
 def test_a_corpus_that_has_changed_is_refused(run):

@@ -100,7 +100,7 @@ def test_a_language_loss_is_shown_where_there_is_one():
     made = StepStatistics(CPU, True, 1)
     for weight, language_loss in ((1.0, 3.0), (0.0, math.nan), (1.0, 4.0)):
         micro_batch = MicroBatch(["0", "1"], {}, 6, 0, weight)
-        made.add(micro_batch, torch.tensor([A, A]), torch.tensor([[[1.0, 0.0]]] * 2), torch.tensor([0.5, 0.25]),
+        made.add(micro_batch, torch.tensor([A, TIE]), torch.tensor([[[1.0, 0.0]]] * 2), torch.tensor([0.5, 0.25]),
                  torch.tensor(language_loss))
     assert made.reduce(4, False).numbers == {"loss": 1.5 / 4, "accuracy": 1.0, "padding": 0.0, "language_loss": 7 / 4}
     assert "language_loss" not in statistics(([[[1.0, 0.0], [1.0, 0.0]]], [A])).reduce(1, False).numbers

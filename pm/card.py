@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -288,8 +289,12 @@ def versions(environment: dict) -> str:
 
 def command(words: Sequence[str]) -> str:
     """How a run was started, of paths the last part."""
-    launcher = "deepspeed" if any(word.startswith("--local_rank") for word in words) else "python"
-    return shlex.join([launcher, *(_last_part(word) for word in words if not word.startswith("--local_rank"))])
+    launched = any(word.startswith("--local_rank") for word in words)
+    program, *flags = (word for word in words if not word.startswith("--local_rank"))
+    module = PurePath(program).parent.name == "pm"
+    start = [*(["--module" if launched else "-m"] if module else []),
+             f"pm.{PurePath(program).stem}" if module else _last_part(program)]
+    return shlex.join(["deepspeed" if launched else "python", *start, *map(_last_part, flags)])
 
 
 def _last_part(word: str) -> str:

@@ -11,7 +11,7 @@ from pm.config import Pretraining
 from pm.perplexity import HEAD, lines
 from pm.run import Corpus
 
-LOSSES = 20  # of the training steps, as many as the card shows
+LOSSES = 20  # of the training steps, at most as many as the card shows
 
 
 def language_card(run: Path, config: Pretraining, ds_config: dict, corpus: Corpus, history: Sequence[dict],
@@ -50,5 +50,5 @@ def language_card(run: Path, config: Pretraining, ds_config: dict, corpus: Corpu
 
 
 def _some(steps: Sequence[dict]) -> list[dict]:
-    every = max(1, len(steps) // LOSSES)
+    every = max(1, -(-len(steps) // LOSSES))
     return [line for number, line in enumerate(steps, 1) if number % every == 0]

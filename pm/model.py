@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
@@ -27,7 +28,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput
 
 from pm.errors import UserError, first_line
-from pm.fused import hidden_states, last_hidden_states
+from pm.fused import hidden_states, last_hidden_states, unsupported
 from pm.loss import next_token_loss
 from pm.packing import Pack, predecessors, sequence_lengths, token_weights
 
@@ -174,9 +175,16 @@ def new_language_model(shape: str, tokenizer, seed: int, dtype: torch.dtype) -> 
             "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return LanguageModel(config).to(dtype)
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"--shape {shape}: no model can be made of it: {first_line(error)}") from None
+            model = LanguageModel(config).to(dtype)
+    except Exception as error:  # for a value that cannot be, the libraries raise many kinds
+        raise UserError(f"--shape {shape}: no model can be made of it: {_told(error)}") from None
+    if config.model_type != Cohere2Config.model_type:
+        raise UserError(f"--shape {shape} is of type {config.model_type}; that of a cohere2 model is needed")
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise UserError(f"--shape {shape}: num_attention_heads {config.num_attention_heads} must be a multiple of "
+                        f"num_key_value_heads {config.num_key_value_heads}")
+    _refuse_unreadable(f"--shape {shape}", model)
+    return model
 
 
 def load_language_model(name: str, dtype: torch.dtype) -> LanguageModel:
@@ -185,10 +193,24 @@ def load_language_model(name: str, dtype: torch.dtype) -> LanguageModel:
     config = _cohere2_config(name)
     try:
         model, info = LanguageModel.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model {name}: the weights cannot be loaded: {first_line(error)}") from None
+    except Exception as error:  # as for a shape
+        raise UserError(f"--model {name}: the weights cannot be loaded: {_told(error)}") from None
     _refuse_missing(name, set(info["missing_keys"]))
+    _refuse_unreadable(f"--model {name}", model)
     return model
+
+
+def language_unsupported(model: nn.Module) -> str:
+    """Why `language_losses` are not those of the model; "" where they are."""
+    if not model.config.tie_word_embeddings:
+        return "its lm_head is another matrix than its embeddings (tie_word_embeddings)"
+    return unsupported(model)
+
+
+def _refuse_unreadable(flag: str, model: LanguageModel) -> None:
+    reason = language_unsupported(model)
+    if reason:
+        raise UserError(f"{flag} cannot be read as a language model: {reason}")
 
 
 def load_tokenizer(name: str):
@@ -227,8 +249,8 @@ def load_model(name: str, dtype: torch.dtype, labels: Sequence[str]) -> tuple[Co
 def _cohere2_config(name: str) -> Cohere2Config:
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {name} cannot be loaded: {first_line(error)}") from None
+    except Exception as error:  # as for a shape
+        raise UserError(f"--model {name} cannot be loaded: {_told(error)}") from None
     if not isinstance(config, Cohere2Config):
         raise UserError(f"--model {name} is of type {config.model_type}; a cohere2 model is needed")
     return config
@@ -237,6 +259,11 @@ def _cohere2_config(name: str) -> Cohere2Config:
 def _refuse_missing(name: str, missing: set[str]) -> None:
     if missing:
         raise UserError(f"--model {name}: {len(missing)} weights are missing, such as {min(missing)}")
+
+
+def _told(error: Exception) -> str:
+    """What a library says, on one line; the first one of a config's check names only the check."""
+    return " ".join(str(error).split()) if isinstance(error, StrictDataclassError) else first_line(error)
 
 
 def set_prior(model: Cohere2ForSequenceClassification, prior_C: Sequence[float]) -> None:

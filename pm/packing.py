@@ -79,10 +79,11 @@ def pack(sequences: Sequence[Sequence[int]]) -> Pack:
 
 def predecessors(pack: Pack) -> torch.Tensor:
     """Of each token the place of the one before it, (T,); -1 for what a sequence begins with."""
-    ends = torch.tensor(pack.lengths).cumsum(0)
+    lengths = torch.tensor(pack.lengths, dtype=torch.long)
+    ends = lengths.cumsum(0)
     before_T = torch.arange(-1, len(pack.input_ids) - 1)
-    before_T[ends - torch.tensor(pack.lengths)] = torch.tensor(
-        [int(ends[path[-2]]) - 1 if len(path) > 1 else -1 for path in pack.paths])
+    before_T[ends - lengths] = torch.tensor([int(ends[path[-2]]) - 1 if len(path) > 1 else -1 for path in pack.paths],
+                                            dtype=torch.long)
     return before_T.to(pack.input_ids.device)
 
 
@@ -92,7 +93,8 @@ def token_weights(pack: Pack, weights: Sequence[float]) -> torch.Tensor:
     for leaf, weight in zip(pack.leaves, weights, strict=True):
         for segment in pack.paths[leaf]:
             of_segment[segment] += weight
-    return torch.tensor(of_segment).repeat_interleave(torch.tensor(pack.lengths)).to(pack.input_ids.device)
+    lengths = torch.tensor(pack.lengths, dtype=torch.long)
+    return torch.tensor(of_segment).repeat_interleave(lengths).to(pack.input_ids.device)
 
 
 def sequence_sums(pack: Pack, values_T: torch.Tensor) -> list[float]:

@@ -74,7 +74,7 @@ def lines(found: dict) -> list[list[str]]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="pm.perplexity", allow_abbrev=False, exit_on_error=False,
+    parser = argparse.ArgumentParser(prog="pm.perplexity", allow_abbrev=False,
                                      description="Perplexity of a Cohere 2 language model, or of the backbone of a "
                                                  "preference model (--tune full, or merged), by language.")
     parser.error = fail

@@ -42,6 +42,7 @@ from pm.model import (
     add_lora,
     check_trainable,
     copy_base,
+    language_unsupported,
     load_model,
     load_tokenizer,
     save_small_base,
@@ -287,6 +288,10 @@ def build_model(config: Config, run: Path, labels: Sequence[str], dtype: torch.d
     reason = unsupported(model) if config.packing else ""
     if reason:
         raise UserError(f"--packing cannot read {base}: {reason}; --no-packing can")
+    reason = language_unsupported(model) if config.lm_loss_weight else ""
+    if reason:
+        raise UserError(f"--lm_loss_weight {config.lm_loss_weight:g}: {base} cannot be read as a language model: "
+                        f"{reason}")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.tune == "lora":

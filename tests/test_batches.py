@@ -194,6 +194,20 @@ def test_packed_steps_read_the_sequences_of_padded_ones(monkeypatch, orders, ran
         assert len(numbers) == 2  # every rank has the same rows in the step and as many micro-batches
 
 
+def test_a_language_model_predicts_all_tokens_of_a_step_but_the_first_of_each_sequence(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for orders in ("both", "random"):
+        made = uneven(True, orders, train_batch_size=4)
+        for step in (0, 2, 5):
+            read = []
+            for rank in range(3):
+                monkeypatch.setenv("RANK", str(rank))
+                read += [sequence for batch in made.step(step)[1] if batch.weight for some in sequences(batch).values()
+                         for sequence in some]
+            assert made.predicted_tokens(step) == sum(len(sequence) - 1 for sequence in read)
+    assert batches(orders="none").predicted_tokens(2) == 2 * 5  # two rows are left in the last step of the epoch
+
+
 def test_packs_stay_within_the_budget_unless_a_row_alone_does_not():
     """Row 3 has twice 22 tokens; row 9 twice 40, 33 of which are read once."""
     def sizes(token_budget: int) -> dict[str, int]:

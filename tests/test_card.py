@@ -7,7 +7,7 @@ import yaml
 from markdown_it import MarkdownIt
 from written import A, B, row, text
 
-from pm.card import Facts, model_card, untrained_card
+from pm.card import Facts, command, model_card, untrained_card
 from pm.metrics import evaluation
 
 SETTINGS = {"task": "preference", "labels": ["a", "b"], "tune": "lora", "merged": False, "base": "acme/base",
@@ -83,6 +83,16 @@ def test_the_command_shows_no_folder_of_the_machine():
     _, page = parts(model_card(facts()))
     assert "deepspeed train.py --data 'my pairs.jsonl'" in page and "/home/jo" not in page
     assert "abc and changes that are in no commit" in page and "2 x NVIDIA H100" in page
+
+
+@pytest.mark.parametrize(("words", "wanted"), [
+    (["train.py", "--seed", "3"], "python train.py --seed 3"),
+    (["/home/jo/src/train.py", "--local_rank=1", "--data", "~/a b.jsonl"], "deepspeed train.py --data 'a b.jsonl'"),
+    (["/home/jo/src/pm/pretrain.py", "--data", "/d/en.txt"], "python -m pm.pretrain --data en.txt"),
+    (["/home/jo/src/pm/pretrain.py", "--local_rank=0"], "deepspeed --module pm.pretrain"),
+])
+def test_a_command_is_one_that_can_be_given_again(words, wanted):
+    assert command(words) == wanted
 
 
 def test_no_section_is_empty_where_little_is_known():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pm.config import Config, load_config, newest_run, parse, read_ds_config
+from pm.config import Config, Pretraining, load_config, newest_run, parse, read_ds_config
 from pm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -239,6 +239,176 @@ def test_packing_is_refused_where_it_cannot_be(tmp_path, flags, stage):
     assert message.endswith(f"and without --lora_dropout, which is {0.25 if flags else 0.0}")
 
 
+# The language model's loss
+
+
+def test_the_loss_of_the_language_model_is_left_out_unless_told(tmp_path):
+    assert read_flags(tmp_path).lm_loss_weight == 0.0
+    config = read_flags(tmp_path, "--lm_loss_weight", "0.1")
+    assert (config.lm_loss_weight, config.packing) == (0.1, True)
+    for flags, stage in ((["--no-packing"], 1), (["--lora_dropout", "0.1"], 1), ([], 3)):
+        assert packing(tmp_path, "--lm_loss_weight", "0", *flags, stage=stage) is False
+
+
+@pytest.mark.parametrize(("flags", "stage"), [
+    (["--no-packing"], 1), (["--lora_dropout", "0.25"], 1), (["--lora_dropout", "0.25", "--no-packing"], 2), ([], 3)])
+def test_the_loss_of_the_language_model_needs_packing(tmp_path, flags, stage):
+    path = write_ds(tmp_path, changed(zero_optimization__stage=stage))
+    message = refusal(parse, ["--lm_loss_weight", "0.1", *flags, "--deepspeed_config", str(path)])
+    assert message == ("--lm_loss_weight 0.1 needs packing: no --no-packing, no --lora_dropout, no "
+                       "zero_optimization.stage 3")
+
+
+def test_a_run_that_knew_no_loss_of_the_language_model_goes_on_without(tmp_path):
+    run = saved_run(tmp_path)
+    settings = json.loads((run / "config.json").read_text())
+    assert settings.pop("lm_loss_weight") == 0.0
+    (run / "config.json").write_text(json.dumps(settings))
+    assert load_config(run).lm_loss_weight == 0.0
+    message = refusal(read_flags, tmp_path, "--resume", str(run), "--lm_loss_weight", "0.1")
+    assert message == f"--resume {run} with --lm_loss_weight 0.1: the run has 0.0"
+
+
+def test_a_resumed_run_with_the_loss_of_the_language_model_stays_packed(tmp_path):
+    run = saved_run(tmp_path, "--lm_loss_weight", "0.1")
+    assert packing(tmp_path, "--resume", str(run)) is True
+    message = refusal(packing, tmp_path, "--resume", str(run), "--no-packing")
+    assert message.startswith("--lm_loss_weight 0.1 needs packing")
+
+
+# Pretraining
+
+
+def pretraining(folder: Path, *flags: str, stage: int = 1) -> Pretraining:
+    path = write_ds(folder, changed(zero_optimization__stage=stage))
+    return parse([*flags, "--deepspeed_config", str(path)], Pretraining).config
+
+
+def test_pretraining_needs_no_flag():
+    """Its own settings of DeepSpeed are those of the package, wherever it is called."""
+    path = ROOT / "pm/ds_configs/pretrain.json"
+    arguments = parse([], Pretraining, str(path))
+    assert (arguments.ds_config, arguments.resume) == (json.loads(path.read_text()), None)
+    config = arguments.config
+    assert (config.data, config.model, config.test_fraction) == (["sample"], "small-random", 0.25)
+    assert (config.vocab_size, config.max_length, config.epochs) == (12_000, 1024, 3.0)
+    assert (config.language_temperature, config.tokenizer_temperature) == (1.0, 0.5)
+    assert config.gradient_checkpointing is False
+    assert json.loads(Path(config.shape).read_text())["model_type"] == "cohere2"
+
+
+def test_pretraining_reads_texts_beside_comparisons(tmp_path):
+    reading = pretraining(tmp_path, "--detect_languages", "--max_bad_fraction", "0.5", "--format", "text").reading
+    assert (reading.task, reading.format, reading.detect_languages, reading.max_bad_fraction) == (
+        "language", "text", True, 0.5)
+    assert pretraining(tmp_path, "--format", "orca").reading.format == "orca"
+
+
+def test_a_model_to_go_on_with_is_not_so_small(tmp_path):
+    config = pretraining(tmp_path, "--model", "some/model", "--data", "en.txt")
+    assert (config.random_base, config.gradient_checkpointing, config.test_fraction) == (False, True, 0.05)
+
+
+def test_help_of_pretraining_names_its_flags_and_no_others(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"], Pretraining)
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: pm.pretrain ")
+    assert [item.name for item in dataclasses.fields(Pretraining) if f"--{item.name}" not in text] == []
+    for name in ("tune", "task", "labels", "lora_rank", "packing", "orders", "lm_loss_weight", "best_metric"):
+        assert f"--{name}" not in text
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--tune", "full"], "unrecognized arguments: --tune full"),
+    (["--task", "classification"], "unrecognized arguments: --task classification"),
+    (["--lm_loss_weight", "0.1"], "unrecognized arguments: --lm_loss_weight 0.1"),
+    (["--no-packing"], "unrecognized arguments: --no-packing"),
+    (["--format", "classification"], "--format classification is of --task classification"),
+    (["--tokenizer_temperature", "-1"], "--tokenizer_temperature -1.0: must be a number, at least 0"),
+    (["--tokenizer_temperature", "inf"], "--tokenizer_temperature inf: must be a number, at least 0"),
+    (["--vocab_size", "399"], "--vocab_size 399: must be at least 400"),
+    (["--epochs", "0"], "--epochs 0.0: must be above 0"),
+    (["--keep", "0"], "--keep 0: must be at least 1"),
+    (["--max_bad_fraction", "2"], "--max_bad_fraction 2.0: must be between 0 and 1"),
+    (["--test_data", "b.txt", "--test_fraction", "0.1"], "--test_data and --test_fraction 0.1 say two things"),
+])
+def test_flags_that_pretraining_refuses(tmp_path, flags, words):
+    assert refusal(pretraining, tmp_path, *flags).startswith(words)
+
+
+def test_pretraining_refuses_zero_3(tmp_path):
+    def on_zero_3(*flags: str) -> Pretraining:
+        return pretraining(tmp_path, *flags, stage=3)
+
+    run = saved_pretraining(tmp_path)
+    for flags in ([], ["--resume", str(run)], ["--tokens_per_micro_batch", "auto"]):
+        assert refusal(on_zero_3, *flags) == (
+            "pm.pretrain runs without zero_optimization.stage 3, which gathers only the weights of modules that are "
+            "called")
+    assert [pretraining(tmp_path, stage=stage).seed for stage in (0, 1, 2)] == [0, 0, 0]
+
+
+def test_only_pretraining_reads_texts(tmp_path):
+    assert refusal(read_flags, tmp_path, "--format", "text").startswith("--format text is of ")
+    assert refusal(read_flags, tmp_path, "--task", "language").startswith("argument --task: invalid choice: 'language'")
+
+
+def saved_pretraining(folder: Path, *flags: str) -> Path:
+    run = folder / "pretraining"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps(dataclasses.asdict(pretraining(folder, *flags))))
+    (run / "ds_config.json").write_text(json.dumps(DS))
+    return run
+
+
+def test_resumed_pretraining_has_its_own_settings(tmp_path):
+    run = saved_pretraining(tmp_path, "--data", "en.txt", "--max_steps", "9", "--vocab_size", "500")
+    resumed = pretraining(tmp_path, "--resume", str(run))
+    assert resumed == load_config(run, Pretraining)
+    assert (resumed.data, resumed.max_steps, resumed.vocab_size) == (["en.txt"], 9, 500)
+    changed = pretraining(tmp_path, "--resume", str(run), "--keep", "7", "--license", "apache-2.0",
+                          "--tokens_per_micro_batch", "auto", "--gradient_checkpointing", "--max_steps", "9")
+    assert changed == dataclasses.replace(resumed, keep=7, license="apache-2.0", tokens_per_micro_batch="auto",
+                                          gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--data", "de.txt"], "--data ['de.txt']: the run has ['en.txt']"),
+    (["--shape", "large.json"], "--shape large.json: the run has "),
+    (["--vocab_size", "600"], "--vocab_size 600: the run has 12000"),
+    (["--tokenizer_temperature", "1"], "--tokenizer_temperature 1.0: the run has 0.5"),
+    (["--max_length", "512"], "--max_length 512: the run has 1024"),
+    (["--epochs", "1"], "--epochs 1.0: the run has 3.0"),
+    (["--seed", "1"], "--seed 1: the run has 0"),
+    (["--eval_every", "5"], "--eval_every 5: the run has 500"),
+])
+def test_resumed_pretraining_refuses_what_would_change_the_result(tmp_path, flags, words):
+    run = saved_pretraining(tmp_path, "--data", "en.txt")
+    assert refusal(pretraining, tmp_path, "--resume", str(run), *flags).startswith(f"--resume {run} with {words}")
+
+
+def test_a_run_of_one_kind_is_none_of_the_other(tmp_path):
+    language, preference = saved_pretraining(tmp_path), saved_run(tmp_path)
+    assert refusal(read_flags, tmp_path, "--resume", str(language)).startswith(f"{language} is not a run: ")
+    assert refusal(pretraining, tmp_path, "--resume", str(preference)).startswith(f"{preference} is not a run: ")
+
+
+def test_the_newest_run_of_either_kind_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    language = saved_pretraining(tmp_path / "runs")
+    (tmp_path / "runs/pretrain").mkdir()
+    language = language.rename(tmp_path / "runs/pretrain/20260102").relative_to(tmp_path)
+    preference = saved_run(tmp_path / "runs").rename(tmp_path / "runs/20260101").relative_to(tmp_path)
+    os.utime(preference / "config.json", (1, 1))
+    for run in (language, preference):
+        (run / "checkpoints").mkdir()
+        (run / "checkpoints/latest").touch()
+    flags = ["--resume", "--deepspeed_config", str(write_ds(tmp_path))]
+    assert (parse(flags, Pretraining).resume, parse(flags).resume) == (language, preference)
+
+
 # Tasks
 
 
@@ -356,6 +526,9 @@ def test_refused_flags(tmp_path, flags, words):
     ("consistency_weight", float("nan"), "a number, at least 0"),
     ("label_smoothing", -0.1, "at least 0 and below 1"),
     ("label_smoothing", 1.0, "at least 0 and below 1"),
+    ("lm_loss_weight", -0.1, "a number, at least 0"),
+    ("lm_loss_weight", float("inf"), "a number, at least 0"),
+    ("lm_loss_weight", float("nan"), "a number, at least 0"),
     ("vocab_size", 399, "at least 400: 256 bytes, the control tokens and some letters"),
     ("lora_rank", 0, "at least 1"),
     ("lora_dropout", 1.0, "at least 0 and below 1"),

@@ -400,6 +400,59 @@ def test_no_texts_are_longer_than_max_length(counts, max_length):
     assert row["tokens_cut"] == max(0, 2 + whole - max_length)
 
 
+def pieces(encoder: Encoder, *texts: str) -> list[dict]:
+    found = encode(encoder, *((text, None, None) for text in texts))
+    for row in found:
+        assert len(TEMPLATE.sequence(row["prompt_ids"])) == row["tokens"] <= encoder.max_length
+        assert (row["tokens_cut"], row["a_ids"], row["b_ids"]) == (0, None, None)
+    return found
+
+
+def test_a_long_text_in_pieces_written_out():
+    """Of a piece 5 tokens are the template's; the last one has what is left."""
+    text = words(60)
+    whole = ids(text)
+    found = pieces(Encoder(TOKENIZER, 64, pieces=True), "fox", text)
+    assert [row["prompt_ids"] for row in found] == [
+        [4, 7, *ids("fox"), 5], *([4, 7, *whole[start : start + 59], 5] for start in range(0, len(whole), 59))]
+    assert len(found) > 3
+    for row in found[1:]:
+        assert (row["id"], row["content"], row["characters_a"]) == ("1", text_hash(text), len(text))
+
+
+@FIXED
+@given(TEXTS, st.integers(MIN_MAX_LENGTH, 100))
+@example("x" * 5000, 64)
+@example(" " * 500, 64)
+@example("不" * 300, 64)
+@example("<PAD>" * 100, 64)
+def test_nothing_of_a_text_is_lost_in_pieces(text, max_length):
+    found = pieces(Encoder(TOKENIZER, max_length, pieces=True), text)
+    assert [token for row in found for token in row["prompt_ids"][2:-1]] == ids(text)
+    assert all(row["tokens"] == max_length for row in found[:-1])
+
+
+def test_a_text_that_fits_is_one_piece_and_the_same_as_without():
+    encoder = Encoder(TOKENIZER, 64, pieces=True)
+    assert pieces(encoder, "fox") == encode(Encoder(TOKENIZER, 64), ("fox", None, None))
+    exact = TOKENIZER.decode(ids(words(60))[:59])
+    assert len(ids(exact)) == 59
+    assert [row["tokens"] for row in pieces(encoder, exact)] == [64]
+
+
+def test_nothing_of_a_text_of_5_mb_is_cut():
+    """Where texts are cut they are, before they are tokenised."""
+    text = "hello world, this is text. " * 5 + "fox" * 1_666_000
+    found = pieces(Encoder(TOKENIZER, 8192, pieces=True), text)
+    assert sum(len(row["prompt_ids"]) - 3 for row in found) == len(TOKENIZER(text, add_special_tokens=False).input_ids)
+
+
+def test_a_comparison_is_cut_as_without_pieces():
+    comparison = (words(300), words(300, "a"), words(300, "b"))
+    assert encode(Encoder(TOKENIZER, 64, pieces=True), comparison) == encode(Encoder(TOKENIZER, 64), comparison)
+    assert encode(Encoder(TOKENIZER, 64, pieces=True), ("p", "same", "same")) == []
+
+
 def test_texts_and_comparisons_are_encoded_beside_each_other():
     rows = encode(Encoder(TOKENIZER, 64), ("fox", None, None), ("p", "same", "same"), ("q", "one", "other"))
     assert [(row["id"], row["a_ids"], row["b_ids"]) for row in rows] == [
@@ -481,3 +534,4 @@ def test_the_fingerprint_changes_with_what_changes_the_ids():
     assert Encoder(TOKENIZER, 64).fingerprint() == fingerprint
     assert Encoder(TOKENIZER, 65).fingerprint() != fingerprint
     assert Encoder(train_tokenizer(CORPUS, 400), 64).fingerprint() != fingerprint
+    assert Encoder(TOKENIZER, 64, pieces=True).fingerprint() != fingerprint

@@ -7,7 +7,7 @@ import pytest
 
 from pm.data.example import Example
 from pm.data.forms import FORMS, BadRow, examples
-from pm.task import CLASSIFICATION, PREFERENCE
+from pm.task import CLASSIFICATION, LANGUAGE, PREFERENCE
 
 USER = {"role": "user", "content": "p"}
 GOOD, BAD = {"role": "assistant", "content": "x"}, {"role": "assistant", "content": "y"}
@@ -586,6 +586,61 @@ def test_a_bad_row_of_a_classification(change, wanted):
     assert reason(TEXT | change, task=CLASSIFICATION) == wanted
 
 
+# A text by itself
+
+
+def a_text(row, **how) -> Example:
+    return one(row, task=LANGUAGE, **how)
+
+
+def test_a_text():
+    wanted = Example("1", "prompt-0356cf916b28f80e", "und", "file", "", [{"role": "user", "content": "t"}], None, None,
+                     {})
+    assert a_text({"id": "1", "text": "t"}) == a_text({"id": "1", "text": "t"}, form="text") == wanted
+    found = a_text({"text": "t"}, language="es")
+    assert (found.id, found.language) == ("9ea4cba4e68aace6", "es")
+    named = a_text({"text": "t", "group": "g", "language": "German", "source": "s", "kind": "k"}, language="es")
+    assert (named.group, named.language, named.source, named.kind) == ("g", "de", "s", "k")
+    assert a_text({"text": "t"}, detect=lambda text: f"of {text}").language == "of t"
+
+
+@pytest.mark.parametrize("label", ["pos", 5, None, "", ["x"], 1.5])
+def test_a_text_with_a_label_is_a_text(label):
+    assert a_text(TEXT | {"label": label, "text_pair": "u", "probability": "x"}) == a_text({"id": "1", "text": "t"})
+
+
+@pytest.mark.parametrize("row", [OURS, ORCA, CHOSEN, CONVERSATIONS])
+def test_comparisons_are_read_beside_texts(row):
+    assert a_text(row) == one(row)
+    assert a_text(row | {"text": "t"}) == one(row)  # its other columns say more
+    assert a_text(row | {"text": "t"}, form="text").prompt == [{"role": "user", "content": "t"}]
+
+
+def test_text_that_looks_like_turns_is_text():
+    text = '[{"role": "user", "content": "c"}]'
+    assert a_text({"text": text}).prompt == [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize(("row", "wanted"), [
+    ({"text": ""}, "text is empty"),
+    ({"text": " \n\u3000"}, "text is empty"),
+    ({"text": None}, "text must be text, not NoneType"),
+    ({"text": [USER]}, "text must be text, not list"),
+    ({"text": "\ud800"}, "text is not UTF-8, or holds a lone surrogate"),
+    ({"id": 1.5, "text": "t"}, "id must be text, not float"),
+    ({"content": "t"}, "columns ['content'] are none of the known forms: prompt, response_a, response_b; "
+                       "conversation_a, conversation_b; chosen, question, rejected; chosen, rejected; completions, "
+                       "context; text"),
+])
+def test_a_bad_row_of_texts(row, wanted):
+    assert reason(row, task=LANGUAGE) == wanted
+
+
+def test_a_text_is_no_comparison_and_no_classification():
+    assert reason({"text": "t"}).endswith("with --task classification they are known")
+    assert reason({"text": "t"}, task=CLASSIFICATION) == "label must be the name or number of a class, not None"
+
+
 # Which form
 
 
@@ -748,6 +803,6 @@ def test_equal_responses_are_read():
 
 
 def test_the_names_of_the_forms():
-    assert {name: form.task for name, form in FORMS.items()} == dict.fromkeys(
-        ("pair", "conversations", "orca", "chosen", "completions", "round_robin"), PREFERENCE) | {
-        "classification": CLASSIFICATION}
+    assert {name: form.tasks for name, form in FORMS.items()} == dict.fromkeys(
+        ("pair", "conversations", "orca", "chosen", "completions", "round_robin"), (PREFERENCE, LANGUAGE)) | {
+        "classification": (CLASSIFICATION,), "text": (LANGUAGE,)}

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Cohere2Config
 
-from pm.fused import unsupported
+from pm.fused import hidden_states, last_hidden_states, unsupported
 from pm.model import LORA_TARGETS, Cohere2ForSequenceClassification, add_lora, parameter_groups
 from pm.packing import pack
 
@@ -117,6 +117,19 @@ def assert_same(one, other) -> None:
 def test_logits_and_gradients_are_those_of_transformers_and_peft(kind, window, groups):
     model, groups = made(kind, window), groups(window)
     assert_same(outcome(model, fused, groups), outcome(model, plain, groups))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [apart, shared, answers])
+def test_the_hidden_state_of_every_token_is_that_of_transformers(groups):
+    backbone, sequences = base(8).eval().model, [sequence for group in groups(8) for sequence in group]
+    packed = pack(sequences)
+    hidden_TD = hidden_states(backbone, packed)
+    parts = hidden_TD.split(packed.lengths)
+    for leaf, sequence in zip(packed.leaves, sequences, strict=True):
+        wanted_LD = backbone(torch.tensor([sequence])).last_hidden_state[0]
+        assert_close(torch.cat([parts[segment] for segment in packed.paths[leaf]]), wanted_LD)
+    assert_close(last_hidden_states(backbone, packed), hidden_TD[packed.last])
 
 
 @pytest.mark.parametrize("layers", [(FULL,), (SLIDING,), (SLIDING, FULL)])

@@ -59,8 +59,8 @@ def test_the_faster_forward_needs_torch_and_the_libraries_whose_weights_it_reads
     assert imported_by(name) - sys.stdlib_module_names == wanted
 
 
-def test_only_train_and_engine_import_deepspeed():
-    assert {name for name in FILES if "deepspeed" in imported_by(name)} == {"train", "pm.engine"}
+def test_only_what_trains_and_the_engine_import_deepspeed():
+    assert {name for name in FILES if "deepspeed" in imported_by(name)} == {"train", "pm.pretrain", "pm.engine"}
 
 
 def test_only_the_example_imports_trl():
@@ -72,12 +72,12 @@ def test_nothing_imports_the_examples():
 
 
 def test_nothing_imports_the_scripts():
-    assert {name: scripts for name in FILES if (scripts := imported_by(name) & {"train", "eval"})} == {}
+    assert {name: scripts for name in FILES if (scripts := imported_by(name) & {"train", "eval", "pm.pretrain"})} == {}
 
 
-def test_only_train_imports_the_engine():
-    """Scoring and export then work without deepspeed."""
-    assert {name for name in FILES if "pm.engine" in ours(name)} == {"train"}
+def test_only_what_trains_imports_the_engine():
+    """Scoring, perplexities and export then work without deepspeed."""
+    assert {name for name in FILES if "pm.engine" in ours(name)} == {"train", "pm.pretrain"}
 
 
 def test_imports_have_no_cycle():

@@ -3,10 +3,11 @@
 from itertools import combinations, permutations
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pm.packing import SHORTEST_SHARED, Pack, pack
+from pm.packing import SHORTEST_SHARED, Pack, pack, predecessors, sequence_lengths, sequence_sums, token_weights
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=200)
 
@@ -33,6 +34,30 @@ def test_the_example_of_the_docstring(share_two):
     assert found.paths == [(0,), (0, 1), (0, 2), (3,)]
     assert found.leaves == [3, 2, 1]
     assert found.last.tolist() == [6, 4, 3]
+
+
+def test_what_a_language_model_needs_of_the_example(share_two):
+    found = pack([[1, 6], [1, 5, 8], [1, 5, 7, 8]])
+    assert predecessors(found).tolist() == [-1, 0, 1, 2, 1, -1, 5]
+    # [1, 5] is in the second and in the third one, [7, 8] in the third, [8] in the second, [1, 6] is the first.
+    assert token_weights(found, [0.25, 2.0, 5.0]).tolist() == [7.0, 7.0, 5.0, 5.0, 2.0, 0.25, 0.25]
+    assert sequence_lengths(found) == [2, 3, 4]
+    values_T = torch.tensor([1.0, 2.0, 10.0, 20.0, 100.0, 1000.0, 3000.0])
+    assert sequence_sums(found, values_T) == [4000.0, 103.0, 33.0]
+
+
+def test_a_pack_of_one_token_and_one_of_none():
+    found = pack([[5]])
+    assert (predecessors(found).tolist(), token_weights(found, [3.0]).tolist(), sequence_lengths(found)) == (
+        [-1], [3.0], [1])
+    nothing = pack([])
+    assert (predecessors(nothing).tolist(), token_weights(nothing, []).tolist()) == ([], [])
+    assert (sequence_lengths(nothing), sequence_sums(nothing, torch.zeros(0))) == ([], [])
+
+
+def test_weights_are_one_for_each_sequence():
+    with pytest.raises(ValueError, match="shorter"):
+        token_weights(pack([[1], [2]]), [1.0])
 
 
 def test_equal_sequences_share_all_but_their_last_token(share_two):
@@ -119,6 +144,31 @@ def test_each_path_spells_its_sequence(sequences, shortest):
     assert sum(found.lengths) == len(found.input_ids) <= sum(map(len, sequences))
     assert all(found.lengths)
     assert all(found.lengths[inner] >= shortest for segments_above in found.paths for inner in segments_above[:-1])
+
+
+@FIXED
+@given(SEQUENCES, st.integers(1, 4))
+def test_predecessors_spell_each_sequence_backwards(sequences, shortest):
+    found = packed(sequences, shortest)
+    before, tokens = predecessors(found).tolist(), found.input_ids.tolist()
+    for number, sequence in enumerate(sequences):
+        place, spelt = int(found.last[number]), []
+        while place >= 0:
+            spelt.append(tokens[place])
+            place = before[place]
+        assert spelt[::-1] == sequence
+    assert sequence_lengths(found) == list(map(len, sequences))
+
+
+@FIXED
+@given(SEQUENCES, st.integers(1, 4))
+def test_sums_with_weights_are_those_over_sequences(sequences, shortest):
+    found = packed(sequences, shortest)
+    weights = [2.0**-number for number in range(len(sequences))]
+    values_T = torch.arange(1.0, len(found.input_ids) + 1)
+    sums = sequence_sums(found, values_T)
+    assert float((values_T * token_weights(found, weights)).sum()) == sum(
+        weight * value for weight, value in zip(weights, sums, strict=True))
 
 
 def beginning(one: list[int], other: list[int]) -> int:

@@ -11,7 +11,7 @@ from pm.data.sources import Reading
 from pm.errors import UserError
 
 ENCODED = Dataset.from_dict({"content": ["1", "2", "3"], "group": ["g", "g", "h"], "language": ["de", "en", "en"],
-                             "tokens": [5, 6, 7], "tokens_cut": [0, 3, 0]})
+                             "tokens": [5, 6, 7], "tokens_cut": [0, 3, 0], "a_ids": [[1], [2], [3]]})
 
 
 def written(path, rows: int, first: int = 0, word: str = "Yes"):
@@ -89,7 +89,7 @@ def test_the_fingerprint_changes_with_texts_languages_and_targets():
 
 
 def test_a_split_is_described_by_language():
-    rows = Dataset.from_dict({"id": ["1", "2", "3", "4"]})
+    rows = Dataset.from_dict({"response_a": ["1", "2", "3", "4"]})
     assert describe("train", rows, ENCODED) == (
         "train: 3 rows, 2 groups, 1 left out (equal responses); en 2 (50% cut), de 1")
     assert describe("train", rows.select(range(3)), ENCODED, np.ones(3)) == (
@@ -97,3 +97,12 @@ def test_a_split_is_described_by_language():
     assert describe("train", rows.select(range(3)), ENCODED, np.array([3.0, 0.5, 0.5])) == (
         "train: 3 rows, 2 groups; en 2 (50% cut, 1 in an epoch), de 1 (3 in an epoch)")
     assert describe("test", rows, ENCODED.select([])) == "test: no rows"
+
+
+def test_pieces_of_a_text_are_rows_and_hide_none_that_is_left_out():
+    rows = Dataset.from_dict({"response_a": [None, "2", "3"]})  # two pieces, one comparison that is left out
+    pieces = Dataset.from_dict({"group": ["t", "t", "g"], "language": ["de"] * 3, "tokens_cut": [0] * 3,
+                                "a_ids": [None, None, [2]]})
+    assert describe("train", rows, pieces) == "train: 3 rows, 2 groups, 1 left out (equal responses); de 3"
+    assert describe("train", rows.select([0, 1]), pieces) == "train: 3 rows, 2 groups; de 3"
+    assert describe("train", rows.select([0]), pieces.select([0, 1])) == "train: 2 rows, 1 groups; de 2"

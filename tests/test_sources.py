@@ -232,6 +232,95 @@ def test_parquet_rows_are_numbered_over_its_batches(tmp_path):
     assert report.rejected == [f"{path}:2501: winner must be one of {WINNERS}, not ''"]
 
 
+def txt(tmp_path, contents: str | bytes, name: str = "de.txt") -> Path:
+    path = tmp_path / name
+    path.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+    return path
+
+
+def paragraphs(path, **reading) -> list[str]:
+    found, report = read(path, task="language", **reading)
+    assert all((row.response_a, row.response_b, row.target) == (None, None, {}) for row in found)
+    assert report == ReadReport(len(found), [])
+    return [turn["content"] for row in found for turn in row.prompt]
+
+
+def test_paragraphs_are_rows(tmp_path):
+    path = txt(tmp_path, "Eins,\nzwei.\n\n\n \t\nDrei. 不\n\nvier")
+    assert paragraphs(path) == ["Eins,\nzwei.", "Drei. 不", "vier"]
+    found, _ = read(path, task="language")
+    assert found[2] == Example("ad1a613d640fff0a", "prompt-291a9719aa17ee1b", "de", "de.txt", "",
+                               [{"role": "user", "content": "vier"}], None, None, {})
+    assert len({row.group for row in found}) == len({row.id for row in found}) == 3
+
+
+def test_the_same_paragraph_twice_is_of_one_group(tmp_path):
+    """Which lies on one side of the split."""
+    found, _ = read(txt(tmp_path, "Eins.\n\nzwei\n\nEins."), task="language")
+    assert found[0].group == found[2].group != found[1].group
+
+
+@pytest.mark.parametrize("contents", [
+    "\ufeffEins.\n\nZwei.\n", "\ufeff\n\nEins.\n\nZwei.", "Eins.\r\n\r\nZwei.\r\n", "\n\n  Eins.  \n\n\tZwei.\n\n\n",
+    "Eins.\n \x0b \f\nZwei.",
+])
+def test_marks_line_ends_and_space_around_paragraphs_are_no_text(tmp_path, contents):
+    assert paragraphs(txt(tmp_path, contents)) == ["Eins.", "Zwei."]
+
+
+def test_a_byte_order_mark_within_is_text(tmp_path):
+    assert paragraphs(txt(tmp_path, "Eins.\n\n\ufeffZwei.")) == ["Eins.", "\ufeffZwei."]
+
+
+@pytest.mark.parametrize(("name", "language"), [
+    ("de.txt", "de"), ("deu.txt", "de"), ("de.txt.gz", "de"), ("de.part2.txt", "de"), ("zh_Hant.txt", "zh-hant"),
+    ("sw_train.txt", "sw"), ("sw.txt", "und"), ("texts.txt", "und"), ("de2.txt", "und"), (".txt", "und"),
+    (".txt.gz", "und"),
+])
+def test_a_text_file_is_named_after_its_language(tmp_path, name, language):
+    contents = b"Eins." if name.endswith("txt") else gzip.compress(b"Eins.")
+    row, = read(txt(tmp_path, contents, name), task="language")[0]
+    assert (row.language, row.source) == (language, name)
+
+
+def test_a_paragraph_that_is_not_utf_8_is_rejected_by_the_line_that_it_begins_on(tmp_path):
+    path = txt(tmp_path, b"\nEins.\n\n\nZw\xff\nei.\n\nDrei.\n\n" + "\u3000\n\n".encode() + b"\xff")
+    found, report = read(path, 0.6, task="language")
+    assert [row.prompt[0]["content"] for row in found] == ["Eins.", "Drei."]
+    assert report == ReadReport(5, [f"{path}:5: not UTF-8 at byte 2", f"{path}:10: text is empty",
+                                    f"{path}:12: not UTF-8 at byte 0"])
+    with pytest.raises(UserError, match="3 of 5 rows are bad"):
+        read(path, 0.1, task="language")
+
+
+def test_text_that_is_packed_is_read_alike(tmp_path):
+    contents = b"Eins.\n\nZwei."
+    assert paragraphs(txt(tmp_path, gzip.compress(contents), "de.txt.gz")) == paragraphs(txt(tmp_path, contents))
+
+
+@pytest.mark.parametrize("contents", [b"", b"\n \r\n\n", b"\xef\xbb\xbf\n"])
+def test_a_text_file_without_paragraphs_is_an_error(tmp_path, contents):
+    with pytest.raises(UserError) as caught:
+        read(txt(tmp_path, contents), task="language")
+    assert str(caught.value) == f"{tmp_path}/de.txt holds no rows"
+
+
+@pytest.mark.parametrize("task", ["preference", "classification"])
+def test_paragraphs_are_nothing_to_decide(tmp_path, task):
+    with pytest.raises(UserError, match="1 of 1 rows are bad"):
+        read(txt(tmp_path, "Eins."), task=task)
+
+
+def test_texts_comparisons_and_classified_texts_in_one_file(tmp_path):
+    path = jsonl(tmp_path, OURS, {"text": "t", "language": "English"}, {"text": "u", "label": 3, "text_pair": "v"})
+    found, report = read(path, task="language")
+    assert report == ReadReport(3, [])
+    assert found[0] == Example("1", "g", "en", "s", "k", WHY, "So.", "No.", {"a": 1.0})
+    assert [(row.prompt, row.response_a, row.target, row.language) for row in found[1:]] == [
+        ([{"role": "user", "content": "t"}], None, {}, "en"), ([{"role": "user", "content": "u"}], None, {}, "und")]
+    assert [row.prompt[0]["content"] for row in read(path, 0.4, task="language", format="text")[0]] == ["t", "u"]
+
+
 def test_what_is_packed_is_read_alike(tmp_path):
     parquet(tmp_path / "rows.parquet", *TWO, OURS | {"winner": ""})
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [*TWO, OURS | {"winner": ""}])))
@@ -459,7 +548,7 @@ def test_a_parquet_file_without_rows_is_an_error(tmp_path):
         read(path)
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.csv", "rows.parquet",
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.csv", "rows.parquet", "rows.txt",
                                   pytest.param("x" * 5000 + ".jsonl", id="long name")])
 def test_a_missing_file_is_an_error(tmp_path, name):
     with pytest.raises(UserError) as caught:
@@ -467,7 +556,7 @@ def test_a_missing_file_is_an_error(tmp_path, name):
     assert str(caught.value) == f"--data {tmp_path / name}: there is no such file"
 
 
-@pytest.mark.parametrize("name", ["rows", "rows.txt", "rows.jsonl/"])
+@pytest.mark.parametrize("name", ["rows", "rows.md", "rows.jsonl/"])
 def test_a_missing_folder_is_an_error(tmp_path, folder, name):
     with pytest.raises(UserError, match=r"neither a local file \(\.jsonl, .*\) nor a dataset that can be loaded"):
         read(f"{tmp_path}/{name}")
@@ -488,6 +577,8 @@ def test_a_missing_folder_is_an_error(tmp_path, folder, name):
     ("rows.csv", b'a,b\n1,2\n1,"2\n', ":3: unexpected end of data"),
     ("rows.jsonl.gz", gzip.compress(b"{}")[:15] + b"\xff" * 9, "cannot be read: "),
     ("rows.json.gz", gzip.compress(b"{}")[:-3], "cannot be read: "),
+    ("rows.txt.gz", b"text", "cannot be read: Not a gzipped file"),
+    ("rows.txt.gz", gzip.compress(b"text\n\n" * 1000)[:-10], "cannot be read: Compressed file ended"),
     ("rows.csv.gz", gzip.compress(b"a,b\n1,2\n")[:-9], "cannot be read: "),
     ("rows.parquet.gz", b"{}", "cannot be read: "),
     ("rows.parquet.gz", gzip.compress(b"no parquet file"), "cannot be read: "),

@@ -96,6 +96,27 @@ def test_rows_that_fill_in_do_not_count():
     assert made.suspects() == "0"
 
 
+def test_a_language_loss_is_shown_where_there_is_one():
+    made = StepStatistics(CPU, True, 1)
+    for weight, language_loss in ((1.0, 3.0), (0.0, math.nan), (1.0, 4.0)):
+        micro_batch = MicroBatch(["0", "1"], {}, 6, 0, weight)
+        made.add(micro_batch, torch.tensor([A, TIE]), torch.tensor([[[1.0, 0.0]]] * 2), torch.tensor([0.5, 0.25]),
+                 torch.tensor(language_loss))
+    assert made.reduce(4, False).numbers == {"loss": 1.5 / 4, "accuracy": 1.0, "padding": 0.0, "language_loss": 7 / 4}
+    assert "language_loss" not in statistics(([[[1.0, 0.0], [1.0, 0.0]]], [A])).reduce(1, False).numbers
+
+
+def test_a_perplexity_is_a_line_of_the_evaluation(tmp_path):
+    """What is not finite is null."""
+    tracker = Tracker(tmp_path, "", {})
+    tracker.start(9, 0)
+    part = {"rows": 2, "tokens": 9, "loss": 800.0, "perplexity": math.inf}
+    tracker.perplexity(3, {"overall": part, "by_language": {"de": part}})
+    line, = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line == {"phase": "eval", "step": 3, "rows": 2, "tokens": 9, "loss": 800.0, "perplexity": None,
+                    "by_language": {"de": part | {"perplexity": None}}}
+
+
 def test_stop_arrives():
     assert statistics(([[[1.0, 0.0], [1.0, 0.0]]], [A])).reduce(1, True).stop is True
 

@@ -163,10 +163,16 @@ def describe(name: str, rows: Dataset, encoded: Dataset, rates: np.ndarray | Non
         notes = [f"{cut[place] / count[place]:.0%} cut"] if cut[place] else []
         notes += [f"{used[place]:,.0f} in an epoch"] if used is not None else []
         parts.append(f"{languages[place]} {count[place]:,}" + (f" ({', '.join(notes)})" if notes else ""))
-    dropped = len(rows) - len(encoded)
+    dropped = _count(rows, "response_a") - _count(encoded, "a_ids")  # a text may have become several rows
     text = (f"{name}: {len(encoded):,} rows, {len(set(encoded['group'][:])):,} groups"
             + (f", {dropped:,} left out (equal responses)" if dropped else "") + f"; {', '.join(parts)}")
     return textwrap.fill(text, 120, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+def _count(rows: Dataset, column: str) -> int:
+    """How many rows have a value there."""
+    batches = rows.select_columns([column]).with_format("arrow").iter(10_000)
+    return sum(len(batch) - batch[column].null_count for batch in batches)
 
 
 def cached(cache_dir: str, name: str, build: Callable[[Path], None]) -> Path:

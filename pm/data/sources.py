@@ -127,7 +127,7 @@ def _raw_rows(spec: str) -> Iterator[tuple[str, dict | BadRow, str]]:
             yield row["id"], row, row["language"]
     elif _is_file(spec):
         path = _existing(spec)
-        kind = Path(path.name.removesuffix(".gz")).suffix
+        kind = "." + path.name.removesuffix(".gz").rpartition(".")[2]
         reader = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet,
                   ".txt": _read_txt}[kind]
         language = language_of_name(path.name.partition(".")[0]) if kind == ".txt" else ""

@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,8 @@ def records(path: Path) -> list:
             at += 32768 - at % 32768
             continue
         length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        if at + 7 + length > len(data):  # not written whole yet
+            break
         part += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):
@@ -156,8 +159,14 @@ def records(path: Path) -> list:
 
 
 def wandb_files(run: Path) -> list[Path]:
-    """In the order of their starts."""
-    return sorted((run / "wandb").glob("offline-run-*/run-*.wandb"))
+    """In the order of their starts, when all are whole: a busy machine writes them after `wandb.finish` returns."""
+    latest = time.monotonic() + 60
+    while True:
+        files = sorted((run / "wandb").glob("offline-run-*/run-*.wandb"))
+        if all(any(record.HasField("exit") for record in records(path)) for path in files):
+            return files
+        assert time.monotonic() < latest
+        time.sleep(0.1)
 
 
 def history(path: Path) -> list[dict]:

@@ -171,8 +171,9 @@ def export(run: Path, name: str, config: Pretraining, ds_config: dict, corpus: C
     for parameter_name, parameter in model.named_parameters():
         parameter.data = state[f"master/{parameter_name}"].to(dtype)
     shutil.rmtree(writing, ignore_errors=True)
-    model.config.architectures = ["Cohere2ForCausalLM"]
     model.save_pretrained(writing)
+    model.config.architectures = ["Cohere2ForCausalLM"]  # and not the class here, which others do not have
+    model.config.save_pretrained(writing)
     load_tokenizer(tokenizer_of(config, run)).save_pretrained(writing)
     fresh = load_language_model(str(writing), dtype).state_dict()
     for parameter_name, parameter in model.state_dict().items():

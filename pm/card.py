@@ -235,12 +235,13 @@ def _data(facts: Facts) -> Iterator[str]:
     cut = audit.get("truncated", {})
     split = [side for side in ("train", "test") if audit.get(side)]
     yield from table_lines(["language", *(f"{side}: rows (groups)" for side in split), "longer than the model reads"],
-                      [[name, *_counts(audit, split, "languages", name),
-                        f"{cut[name]['share']:.1%}" if name in cut else "-"]
-                       for name in _joined(audit, split, "languages")])
+                           [[name, *_counts(audit, split, "languages", name),
+                             f"{cut[name]['share']:.1%}" if name in cut else "-"]
+                            for name in _joined(audit, split, "languages")])
     yield ""
     yield from table_lines(["source", *(f"{side}: rows (groups)" for side in split)],
-                      [[name, *_counts(audit, split, "sources", name)] for name in _joined(audit, split, "sources")])
+                           [[name, *_counts(audit, split, "sources", name)]
+                            for name in _joined(audit, split, "sources")])
 
 
 def _joined(audit: dict, split: Sequence[str], kind: str) -> list[str]:

@@ -99,13 +99,17 @@ def token_weights(pack: Pack, weights: Sequence[float]) -> torch.Tensor:
 
 def sequence_sums(pack: Pack, values_T: torch.Tensor) -> list[float]:
     """The sum of the values of each sequence's tokens."""
-    sums = [float(values.sum()) for values in values_T.double().cpu().split(pack.lengths)]
-    return [sum(sums[segment] for segment in pack.paths[leaf]) for leaf in pack.leaves]
+    return _along_paths(pack, [float(values.sum()) for values in values_T.double().cpu().split(pack.lengths)])
 
 
 def sequence_lengths(pack: Pack) -> list[int]:
     """How many tokens each sequence has."""
-    return [sum(pack.lengths[segment] for segment in pack.paths[leaf]) for leaf in pack.leaves]
+    return _along_paths(pack, pack.lengths)
+
+
+def _along_paths(pack: Pack, of_segment: Sequence[float]) -> list:
+    """For each sequence the sum over the segments that it is made of."""
+    return [sum(of_segment[segment] for segment in pack.paths[leaf]) for leaf in pack.leaves]
 
 
 def _alike(sequences: list[tuple[Sequence[int], int]], start: int) -> Iterator[list[tuple[Sequence[int], int]]]:

@@ -185,6 +185,14 @@ def gather_lists(items: list) -> list:
     return [item for part in parts for item in part]
 
 
+def gather_rows(mine: list[tuple], rows: int, shared: bool) -> list:
+    """What was made of each row, in the order of rows, from `(number, value)` of this rank's rows, or where `shared` of
+    all ranks'."""
+    everyone = sorted(gather_lists(mine) if shared else mine)
+    assert [number for number, _ in everyone] == list(range(rows)), "each row is scored exactly once"
+    return [value for _, value in everyone]
+
+
 def _wait() -> None:
     """Until all ranks are here, however long one works (reading a large data set, or the export).
 

@@ -12,7 +12,7 @@ from pm.collator import Collator
 from pm.config import DEFAULT_TOKENS, Pretraining, fail
 from pm.data.prepare import encode, read
 from pm.data.targets import with_targets
-from pm.distributed import gather_lists, rank, world_size
+from pm.distributed import gather_rows, rank, world_size
 from pm.encoding import Encoder, Template, row_lengths
 from pm.errors import run_main
 from pm.model import load_language_model, load_tokenizer
@@ -41,9 +41,7 @@ def score_language(model, rows: Dataset, template: Template, token_budget: int, 
             pack = collate([rows[number] for number in numbers], [(False,)] * len(numbers))["pack"].to(device)
             mine += zip(numbers, sequence_sums(pack, model(pack=pack).losses), strict=True)
     model.train(was_training)
-    everyone = sorted(gather_lists(mine) if shared else mine)
-    assert [number for number, _ in everyone] == list(range(len(rows))), "each row is scored exactly once"
-    return np.array([loss for _, loss in everyone])
+    return np.array(gather_rows(mine, len(rows), shared))
 
 
 def perplexities(rows: Dataset, losses_N: np.ndarray) -> dict:

@@ -21,7 +21,7 @@ from pm.data.example import FEATURES, Example
 from pm.data.forms import BadRow, prompt_turns, storable
 from pm.data.languages import UNKNOWN, language_code
 from pm.data.sources import parse_json_row
-from pm.distributed import gather_lists, rank, world_size
+from pm.distributed import gather_rows, rank, world_size
 from pm.encoding import ENCODED_FEATURES, Encoder, Template, row_lengths
 from pm.errors import UserError, first_line
 from pm.fused import unsupported
@@ -87,9 +87,8 @@ def score(model, rows: Dataset, template: Template, task: Task, token_budget: in
     mine = [(number, logits) for numbers, logits_BC in scored
             for number, logits in zip(numbers, logits_BC.cpu().view(-1, len(orders), len(task.labels)).tolist(),
                                       strict=False)]
-    everyone = sorted(gather_lists(mine) if shared else mine)
-    assert [number for number, _ in everyone] == list(range(len(rows))), "each row is scored exactly once"
-    return [_prediction(rows[number], logits, task, calibration) for number, logits in everyone]
+    return [_prediction(rows[number], logits, task, calibration)
+            for number, logits in enumerate(gather_rows(mine, len(rows), shared))]
 
 
 def _prediction(row: dict, logits: list[list[float]], task: Task, calibration: Calibration) -> dict:

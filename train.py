@@ -4,52 +4,32 @@ Shapes: B sequences of a micro-batch, L tokens, N rows, O orders of each row, C 
 """
 
 import time
-from functools import cache, partial
+from functools import cache
 
 import deepspeed
 from datasets import Dataset
 
-from pm import checkpoint, distributed, memory, report
-from pm.batches import Batches, seed_step
+from pm import distributed, memory, report
+from pm.batches import Batches
 from pm.calibration import fit_temperatures
-from pm.config import AUTO, parse
-from pm.engine import (
-    check_config,
-    create_moments,
-    drop_step,
-    engine_config,
-    get_state,
-    prepare_start,
-    set_state,
-    update,
-)
-from pm.errors import UserError, run_main
+from pm.engine import drop_step, engine_config, update
+from pm.errors import run_main
 from pm.loss import preference_loss
 from pm.metrics import evaluation
 from pm.model import parameter_groups, unswap
 from pm.predict import calibrated, score
-from pm.run import audit_run, build_model, dtype_of, fitted_shortcuts, load_training_data, open_run, prior
+from pm.run import audit_run, build_model, dtype_of, fitted_shortcuts, load_training_data, prior
 from pm.save import finish
-from pm.schedule import learning_rate
+from pm.session import Session
 from pm.shortcuts import with_shortcuts
-from pm.tracking import StepStatistics, Tracker, quiet_libraries
+from pm.tracking import StepStatistics
 
 
 def main(argv: list[str]) -> None:
     # 1. Settings, ranks, the run's folder
-    quiet_libraries()
-    arguments = parse(argv)
-    config, ds_config = arguments.config, arguments.ds_config
-    distributed.set_environment()
-    prepare_start()
-    device = distributed.start()
-    deepspeed.init_distributed(verbose=False)
-    check_config(ds_config)
-    run = open_run(arguments)
-    newest = distributed.on_main(lambda: checkpoint.newest(run).path) if arguments.resume else None
-    resumed = checkpoint.load(newest) if newest else None
-    tracker = distributed.together(lambda: Tracker(run, config.wandb_project if config.wandb else "",
-                                                   vars(config) | {"ds_config": ds_config}))
+    session = Session(argv)
+    config, ds_config, run, tracker, device = (session.config, session.ds_config, session.run, session.tracker,
+                                               session.device)
 
     # 2. Data
     data = distributed.main_first(lambda: load_training_data(config, run))
@@ -57,24 +37,14 @@ def main(argv: list[str]) -> None:
     distributed.say("\n".join([f"run: {run}", data.summary, *noticed]))
     batches = Batches(data.train.encoded, data.rates, data.encoder.template, ds_config["train_batch_size"],
                       config.evaluation_tokens, config.orders or "none", config.seed, config.packing)
-    total_steps = min(max(1, round(config.epochs * batches.per_epoch)), config.max_steps or 10**12)
 
     # 3. Model and engine
     model = distributed.together(lambda: build_model(config, run, data.task.labels, dtype_of(ds_config), prior(data)))
-    optimizer = ds_config["optimizer"]["params"]
+    weight_decay = ds_config["optimizer"]["params"].get("weight_decay", 0.0)
     engine, *_ = deepspeed.initialize(model=model, config=engine_config(ds_config),
-                                      model_parameters=parameter_groups(model, optimizer.get("weight_decay", 0.0)))
-    create_moments(engine)
-    engine.train()
-    progress = {"step": 0, "updates": 0, "best": None, "tokens_per_micro_batch": None}
-    if resumed:
-        progress |= resumed.trainer
-        set_state(engine, resumed.state(), progress["updates"])
-        distributed.say(f"resumed from {resumed.path} at step {progress['step']} of {total_steps}")
-    if config.tokens_per_micro_batch == AUTO:
-        batches.token_budget = (progress["tokens_per_micro_batch"] or
-                                memory.fitting_budget(engine.module, batches, device))
-    tracker.start(total_steps, progress["step"])
+                                      model_parameters=parameter_groups(model, weight_decay))
+    language = {"language": True} if config.lm_loss_weight else {}
+    session.begin(engine, batches, **language)
 
     # 4. The loop
     def evaluate(rows: Dataset) -> list[dict]:
@@ -86,15 +56,11 @@ def main(argv: list[str]) -> None:
     def metrics_of(predictions: list[dict]) -> dict:
         return distributed.on_main(lambda: evaluation(with_shortcuts(predictions, shortcuts())))
 
-    step, updates, best, skipped = progress["step"], progress["updates"], progress["best"], 0
-    language = {"language": True} if config.lm_loss_weight else {}
-    predictions, saved = [], resumed.path.name if resumed else None
-    stop = distributed.StopSignal()
-    while step < total_steps:
+    predictions = []
+    while not session.ended:
         started = time.perf_counter()
-        rate = learning_rate(step, total_steps, optimizer["lr"], config.warmup, config.min_lr)
-        seed_step(config.seed, step)
-        rows_in_step, micro_batches = batches.step(step)
+        rate = session.begin_step()
+        rows_in_step, micro_batches = batches.step(session.step)
         statistics = StepStatistics(device, data.task.compares, batches.orders_per_row)
         with memory.Guard() as guard:
             for micro_batch in micro_batches:
@@ -114,39 +80,27 @@ def main(argv: list[str]) -> None:
             inputs = output = loss = language_loss = logits_NOC = loss_N = None  # with them goes the memory
             drop_step(engine, batches.shortest().on(device)[0])
         norm, updated = update(engine, rate)
-        values = statistics.reduce(rows_in_step, stop.received, guard.ran_out)
+        values = statistics.reduce(rows_in_step, session.stops, guard.ran_out)
         if values.out_of_memory:
-            batches.halve_budget()
-            tracker.say(f"step {step + 1}: out of memory; again with {batches.token_budget:,} tokens of a micro-batch")
+            session.again()
             continue
-        step += 1
-        updates, skipped = (updates + 1, 0) if updated else (updates, skipped + 1)
-        if not updated:
-            tracker.say(f"step {step}: loss or gradient is not finite, step skipped; rows: {statistics.suspects()}")
-            if skipped == 3:
-                raise UserError(f"three steps in a row were not finite, the last one step {step}; the run has stopped "
-                                f"({f'its last checkpoint is {saved}' if saved else 'without a checkpoint'})")
-        seconds = time.perf_counter() - started
+        session.count(updated, statistics.suspects)
+        step, seconds = session.step, time.perf_counter() - started
         tracker.step({"step": step, **values.numbers, "learning_rate": rate, "gradient_norm": norm, "seconds": seconds,
                       "tokens_per_second": values.tokens / seconds, "peak_memory": memory.peak_bytes(device)},
                      show=step % config.log_every == 0)
 
         # 5. Evaluation and checkpoint; the last one is exported
-        last = step == total_steps
-        evaluates = last or (config.eval_every and step % config.eval_every == 0)
-        if evaluates and len(data.test.encoded):
+        found = None
+        if session.evaluates and len(data.test.encoded):
             predictions = evaluate(data.test.encoded)
             metrics = metrics_of(predictions)
             tracker.evaluation(step, metrics)
             tracker.say(f"step {step} test: {report.short(metrics['overall'])}")
-        if evaluates or values.stop:
-            found = metrics["overall"][config.best_metric] if evaluates and len(data.test.encoded) else None
-            is_best = checkpoint.is_better(found, best, config.best_metric)
-            best = found if is_best else best
-            state, trainer = get_state(engine), {"step": step, "updates": updates, "best": best,
-                                                "tokens_per_micro_batch": batches.token_budget}
-            saved = distributed.on_main(partial(checkpoint.commit, run, state, trainer, config.keep, is_best))
-        if values.stop and not last:
+            found = metrics["overall"][config.best_metric]
+        if session.evaluates or values.stop:
+            session.save(found, config.best_metric)
+        if values.stop and not session.ended:
             tracker.close()
             distributed.say(f"stopped at step {step}; continue with: deepspeed train.py --deepspeed_config "
                             f"{run / 'ds_config.json'} --resume {run}")
@@ -158,7 +112,7 @@ def main(argv: list[str]) -> None:
     metrics = metrics_of(predictions) if predictions else None
     shown = data.test.encoded if predictions else data.train.encoded.select(range(min(16, len(data.train.encoded))))
     scored = predictions or evaluate(shown)
-    difference = distributed.on_main(lambda: finish(run, saved, shown, scored, calibration, metrics))
+    difference = distributed.on_main(lambda: finish(run, session.saved, shown, scored, calibration, metrics))
     tracker.export(run / "export", metrics)
     tracker.close()
     if metrics:

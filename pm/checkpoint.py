@@ -10,17 +10,16 @@
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pm.errors import UserError
+from pm.files import replace_text, sync, written_aside
 
 STATE, TRAINER, MANIFEST = "state.safetensors", "trainer.json", "manifest.json"
 LATEST, BEST = "latest", "best"
@@ -48,28 +47,20 @@ def commit(run: Path, state: dict[str, torch.Tensor], trainer: dict, keep: int, 
     name is given twice. Then all but the newest `keep` and the best one are deleted.
     """
     folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
     base = name = f"step_{trainer['step']:06d}"
     attempt = 1
     while (folder / name).exists():
         attempt += 1
         name = f"{base}_{attempt}"
-    temporary = folder / f".{name}.writing"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with written_aside(folder / name) as temporary:
         save_file(state, temporary / STATE)
         _write_json(temporary / TRAINER, trainer)
         _write_json(temporary / MANIFEST, {file: {"sha256": _sha256(temporary / file),
                                                   "bytes": (temporary / file).stat().st_size}
                                            for file in (STATE, TRAINER)})
         for path in (temporary / STATE, temporary / TRAINER, temporary / MANIFEST, temporary):
-            _sync(path)
-        os.rename(temporary, folder / name)
-    except (OSError, SafetensorError):
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _sync(folder)
+            sync(path)
+    sync(folder)
     if is_best:
         replace_text(folder / BEST, name + "\n")
     replace_text(folder / LATEST, name + "\n")
@@ -123,15 +114,6 @@ def newest(run: Path, say=print) -> Checkpoint:
     raise UserError(f"{run} has no checkpoint that can be read ({len(tried)} tried)")
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, "utf-8")
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
 def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", "utf-8")
 
@@ -139,11 +121,3 @@ def _write_json(path: Path, value: dict) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

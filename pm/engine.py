@@ -1,6 +1,6 @@
 """What DeepSpeed does not offer by itself: its state as plain tensors, and a step that says whether it happened.
 
-Beside train.py the only module that imports deepspeed.
+Beside train.py and pm.pretrain the only module that imports deepspeed.
 """
 
 import importlib
@@ -26,8 +26,8 @@ from pm.errors import UserError
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def prepare_start() -> None:
-    """Spares the start what nothing here uses.
+def start_engine() -> None:
+    """Starts DeepSpeed on ranks that have met (`distributed.start`), without what nothing here uses.
 
     On a CPU DeepSpeed would compile a shared-memory op at first use (minutes); gloo gives the same bits. And its ZeRO
     imports Muon whatever the optimizer is: `torch.compile` around Muon's functions would load all of Inductor.
@@ -36,6 +36,7 @@ def prepare_start() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with mock.patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"):
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    deepspeed.init_distributed(verbose=False)
 
 
 def engine_config(ds_config: dict) -> dict:

@@ -79,7 +79,7 @@ def _block(layer: nn.Module, hidden_TD: torch.Tensor, rotation_TE: torch.Tensor,
     query_TQE, key_TKE, value_TKE = (part.unflatten(1, (-1, attention.head_dim)) for part in (query, key, value))
     if attention.sliding_window is not None:
         query_TQE, key_TKE = _rotate(query_TQE, rotation_TE), _rotate(key_TKE, rotation_TE)
-    seen = _attend(query_TQE.split(pack.lengths), key_TKE, value_TKE, pack.paths, pack, attention.sliding_window, masks)
+    seen = _attend(query_TQE, pack.lengths, key_TKE, value_TKE, pack.paths, pack, attention.sliding_window, masks)
     return _output(hidden_TD, seen.flatten(1).to(hidden_TD.dtype), gate_TN, up_TN, attention.o_proj, mlp.down_proj)
 
 
@@ -94,7 +94,8 @@ def _last_block(layer: nn.Module, hidden_TD: torch.Tensor, rotation_TE: torch.Te
     if attention.sliding_window is not None:
         query_BQE, key_TKE = _rotate(query_BQE, rotation_TE[pack.last]), _rotate(key_TKE, rotation_TE)
     paths = [pack.paths[leaf] for leaf in pack.leaves]
-    seen = _attend(query_BQE.split(1), key_TKE, value_TKE, paths, pack, attention.sliding_window, masks)
+    ones = [1] * len(paths)
+    seen = _attend(query_BQE, ones, key_TKE, value_TKE, paths, pack, attention.sliding_window, masks)
     return _output(hidden_TD[pack.last], seen.flatten(1).to(hidden_TD.dtype), gate_BN, up_BN, attention.o_proj,
                    mlp.down_proj)
 
@@ -112,51 +113,55 @@ def _rotate(heads_TQE: torch.Tensor, rotation_TE: torch.Tensor) -> torch.Tensor:
 # Attention
 
 
-def _attend(queries: Sequence[torch.Tensor], key_TKE: torch.Tensor, value_TKE: torch.Tensor,
+def _attend(query_TQE: torch.Tensor, lengths: Sequence[int], key_TKE: torch.Tensor, value_TKE: torch.Tensor,
             paths: Sequence[tuple[int, ...]], pack: Pack, window: int | None, masks: dict) -> torch.Tensor:
-    """Each of `queries` (L, Q, E), the last tokens of a path, looks at the keys of its path up to itself."""
-    keys, values = key_TKE.split(pack.lengths), value_TKE.split(pack.lengths)
+    """The queries, `lengths` of them at the end of each of the paths, look at the keys of their path up to
+    themselves."""
+    # In fp32 on a CPU, where bf16 is slower for short sequences; rotated queries and keys are in fp32 anyway.
+    dtype = torch.float32 if query_TQE.device.type == "cpu" else value_TKE.dtype
+    query, key, value = (part.to(dtype).transpose(0, 1)[None] for part in (query_TQE, key_TKE, value_TKE))
+    keys, values = key.split(pack.lengths, 2), value.split(pack.lengths, 2)
     found = []
-    for query_LQE, path in zip(queries, paths, strict=True):
-        key_SKE, value_SKE = (parts[path[0]] if len(path) == 1 else torch.cat([parts[number] for number in path])
-                              for parts in (keys, values))
-        found.append(_attend_path(query_LQE, key_SKE, value_SKE, window, masks))
-    return torch.cat(found)
+    for query_L, path in zip(query.split(lengths, 2), paths, strict=True):
+        key_S, value_S = (parts[path[0]] if len(path) == 1 else torch.cat([parts[number] for number in path], 2)
+                          for parts in (keys, values))
+        found.append(_attend_path(query_L, key_S, value_S, window, masks))
+    return torch.cat(found, 2)[0].transpose(0, 1)
 
 
-def _attend_path(query_LQE, key_SKE, value_SKE, window: int | None, masks: dict) -> torch.Tensor:
-    length, seen = len(query_LQE), len(key_SKE)
+def _attend_path(query_L, key_S, value_S, window: int | None, masks: dict) -> torch.Tensor:
+    """(1, heads, L or S, E) each, as `scaled_dot_product_attention` takes them."""
+    length, seen = query_L.shape[2], key_S.shape[2]
     if window is None or seen <= window:
-        return _attention(query_LQE, key_SKE, value_SKE, None, masks)
+        return _attention(query_L, key_S, value_S, None, masks)
     # In blocks of queries, each of which sees only the keys that its window can reach.
     size = max(64, window // 2)
     found = []
     for start in range(0, length, size):
         stop = min(start + size, length)
         some = slice(max(0, seen - length + start - window + 1), seen - length + stop)
-        found.append(_attention(query_LQE[start:stop], key_SKE[some], value_SKE[some], window, masks))
-    return torch.cat(found)
+        found.append(_attention(query_L[:, :, start:stop], key_S[:, :, some], value_S[:, :, some], window, masks))
+    return torch.cat(found, 2)
 
 
-def _attention(query_LQE, key_SKE, value_SKE, window: int | None, masks: dict) -> torch.Tensor:
+def _attention(query_L, key_S, value_S, window: int | None, masks: dict) -> torch.Tensor:
     """The queries are those of the last L of the S keys."""
-    length, seen = len(query_LQE), len(key_SKE)
+    length, seen = query_L.shape[2], key_S.shape[2]
     causal, mask_LS = length == seen and window is None, None
     if not causal and length > 1:
         shape = length, seen, window
         if shape not in masks:
-            masks[shape] = _mask(*shape, query_LQE.device)
+            masks[shape] = _mask(*shape, query_L)
         mask_LS = masks[shape]
-    # In fp32 on a CPU, where bf16 is slower for short sequences; rotated queries and keys are in fp32 anyway.
-    dtype = torch.float32 if query_LQE.device.type == "cpu" else value_SKE.dtype
-    query, key, value = (part.to(dtype).transpose(0, 1)[None] for part in (query_LQE, key_SKE, value_SKE))
-    seen = F.scaled_dot_product_attention(query, key, value, mask_LS, is_causal=causal, enable_gqa=True)
-    return seen[0].transpose(0, 1)
+    return F.scaled_dot_product_attention(query_L, key_S, value_S, mask_LS, is_causal=causal, enable_gqa=True)
 
 
-def _mask(length: int, seen: int, window: int | None, device: torch.device) -> torch.Tensor:
-    distance_LS = torch.arange(seen - length, seen, device=device)[:, None] - torch.arange(seen, device=device)
-    return (distance_LS >= 0) & (distance_LS < (window or seen))
+def _mask(length: int, seen: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+    """0 where a query may look and -inf elsewhere: a mask of booleans would be made into that at every call."""
+    distance_LS = (torch.arange(seen - length, seen, device=like.device)[:, None]
+                   - torch.arange(seen, device=like.device))
+    hidden_LS = (distance_LS < 0) | (distance_LS >= (window or seen))
+    return torch.zeros_like(hidden_LS, dtype=like.dtype).masked_fill_(hidden_LS, -torch.inf)
 
 
 # Products

@@ -16,8 +16,9 @@ CONTAINER_MEMORY = [(Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/mem
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))]
 
 
-def fitting_budget(model: nn.Module, batches: Batches, device: torch.device) -> int:
+def fitting_budget(model: nn.Module, batches: Batches, device: torch.device, **more) -> int:
     """How many tokens of one forward and backward pass fit the memory of each rank; said with how it was found.
+    `more` is what the model is called with beside a micro-batch.
 
     Not more than a step has, or than is fast. All ranks call it together and get the same number.
     """
@@ -28,7 +29,8 @@ def fitting_budget(model: nn.Module, batches: Batches, device: torch.device) -> 
         taken, micro_batch = batches.longest(tokens)
         inputs, _, _ = micro_batch.on(device)
         reset_peak(device)
-        torch.autograd.grad(model(**inputs)[0].sum(), trained, allow_unused=True)
+        outputs = [output.sum() for output in model(**inputs, **more).to_tuple() if output.requires_grad]
+        torch.autograd.grad(sum(outputs), trained, allow_unused=True)
         return taken, peak_bytes(device)
 
     peak(PROBES[0])  # what is made once does not count

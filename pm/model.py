@@ -3,7 +3,6 @@ comes from. Shapes: B sequences, L and T tokens, D hidden, C classes.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput
 
 from pm.errors import UserError, first_line
+from pm.files import written_aside
 from pm.fused import hidden_states, last_hidden_states, unsupported
 from pm.loss import next_token_loss
 from pm.packing import Pack, predecessors, sequence_lengths, token_weights
@@ -146,10 +146,8 @@ def unswap(logits_BC: torch.Tensor, swapped_B: torch.Tensor) -> torch.Tensor:
 
 def copy_base(folder: Path) -> None:
     """Copies the package's own model, its tokenizer and its card."""
-    temporary = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(PACKAGED, temporary, ignore=shutil.ignore_patterns("texts"))
-    os.rename(temporary, folder)
+    with written_aside(folder) as temporary:
+        shutil.copytree(PACKAGED, temporary, ignore=shutil.ignore_patterns("texts"), dirs_exist_ok=True)
 
 
 def save_small_base(folder: Path, tokenizer, labels: Sequence[str], seed: int) -> None:
@@ -160,10 +158,9 @@ def save_small_base(folder: Path, tokenizer, labels: Sequence[str], seed: int) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Cohere2ForSequenceClassification(config)
-    temporary = folder.with_name(f".{folder.name}.writing")
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    os.rename(temporary, folder)
+    with written_aside(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def new_language_model(shape: str, tokenizer, seed: int, dtype: torch.dtype) -> LanguageModel:

@@ -19,6 +19,7 @@ from pm.model import load_language_model, load_tokenizer
 from pm.packing import sequence_sums
 from pm.plan import plan_packed_evaluation
 from pm.report import Table, aligned
+from pm.tracking import quiet_libraries
 
 HEAD = ["language", "rows", "tokens", "loss", "perplexity"]
 
@@ -83,6 +84,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--cache_dir", default=Pretraining.cache_dir, help="where read and tokenised data is kept "
                                                                            "[%(default)s]")
     arguments = parser.parse_args(argv)
+    quiet_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = read(arguments.data, Pretraining().reading, arguments.cache_dir)
     encoder = Encoder(load_tokenizer(arguments.model), arguments.max_length, pieces=True)

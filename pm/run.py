@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -36,6 +35,7 @@ from pm.data.prepare import (
 from pm.data.targets import classes, distil, target_matrix, with_targets
 from pm.encoding import Encoder
 from pm.errors import UserError
+from pm.files import written_aside
 from pm.fused import unsupported
 from pm.model import (
     PACKAGED,
@@ -179,9 +179,8 @@ def load_corpus(config: Pretraining, run: Path) -> Corpus:
         rates = sampling_rates(rows["language"][:], _weights(train, rows), config.tokenizer_temperature)
         some = rows.select(epoch_rows(rates, config.seed, 0)[:TOKENIZER_ROWS])
         tokenizer = train_tokenizer(training_texts(some), config.vocab_size)
-        temporary = run / f".{TOKENIZER}.writing"
-        tokenizer.save_pretrained(temporary)
-        os.rename(temporary, run / TOKENIZER)
+        with written_aside(run / TOKENIZER) as temporary:
+            tokenizer.save_pretrained(temporary)
     encoder = Encoder(load_tokenizer(tokenizer_of(config, run)), config.max_length, pieces=True)
     key = split_key(train, test, config.test_fraction, 0.0)
     encoded = {name: encode(splits[name], f"{key} {name}", encoder, config.cache_dir) for name in ("train", "test")}

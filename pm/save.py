@@ -5,10 +5,8 @@ preference.json and a model card. The run's own base (base, small-random) lies i
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from pm.checkpoint import Checkpoint, load
 from pm.config import Config, load_config
 from pm.encoding import Encoder
 from pm.errors import UserError
+from pm.files import written_aside
 from pm.merge import compared_rows, digests, drift, merged
 from pm.model import load_model, load_tokenizer
 from pm.predict import SETTINGS, PreferenceModel
@@ -103,7 +102,8 @@ def export(run: Path, checkpoint: Checkpoint, output: Path, calibration: Calibra
         model = merged(model, dtype)
     wanted = digests(model, dtype, [name for name, parameter in model.named_parameters()
                                     if whole or parameter.requires_grad])
-    with _written_aside(output) as folder:
+    _refuse_foreign(output)
+    with written_aside(output) as folder:
         if not whole and config.own_base:
             model.peft_config["default"].base_model_name_or_path = "base"
             shutil.copytree(run / "base", folder / "base")
@@ -143,7 +143,7 @@ def init(base: str, output: Path, labels: Sequence[str], dtype: torch.dtype | No
             raise UserError(f"--model {base} holds {str(model.dtype).removeprefix('torch.')}; give --dtype")
     except UserError as error:
         raise UserError(str(error).replace("--model", "--init", 1)) from None
-    with _written_aside(output) as folder:
+    with written_aside(output) as folder:
         _save_model(folder, model, base, whole=True)
         hub_id = publish.hub_id(base)
         (folder / "README.md").write_text(untrained_card(
@@ -172,20 +172,10 @@ def _set_trained(model: torch.nn.Module, state: dict[str, torch.Tensor], dtype: 
             parameter.data = state[f"master/{name}"].to(parameter.device, dtype)
 
 
-@contextmanager
-def _written_aside(output: Path) -> Iterator[Path]:
-    """A folder that takes the place of `output` when it is whole, which may be an earlier export."""
+def _refuse_foreign(output: Path) -> None:
+    """Raises `UserError` where `output` is something else than an empty folder or an earlier export."""
     if output.exists() and not (output / SETTINGS).exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} is there already, and is no export")
-    temporary = output.with_name(f".{output.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(output, ignore_errors=True)
-        os.rename(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _save_model(folder: Path, model: torch.nn.Module, base: str, whole: bool) -> None:

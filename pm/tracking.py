@@ -13,9 +13,9 @@ import torch
 from tqdm import tqdm
 
 from pm import plots
-from pm.checkpoint import replace_text
 from pm.distributed import all_reduce_sum, gather_lists, is_main, say
 from pm.errors import UserError, first_line
+from pm.files import replace_text
 
 WANDB_ID, WANDB_LOGGED = "wandb_id", "wandb_logged.json"
 SHOWN = {"loss": "loss {:.4f}", "language_loss": "lm {:.3f}", "accuracy": "acc {:.3f}", "flip_rate": "flips {:.2f}",
@@ -83,12 +83,17 @@ class StepStatistics:
         return StepValues(numbers, round(tokens), stops > 0, out > 0)
 
     def suspects(self) -> str:
-        """Ids of the rows whose loss is not finite, on any rank; where there are none, of all rows. Collective."""
-        ids = [identifier for names, loss_N in self.losses for identifier in names]
-        bad = [identifier for names, loss_N in self.losses
-               for identifier, finite in zip(names, loss_N.isfinite().tolist(), strict=True) if not finite]
-        bad, ids = gather_lists(bad), gather_lists(ids)
-        return ", ".join(bad or ids)
+        return suspects(self.losses)
+
+
+def suspects(losses: list[tuple[list[str], torch.Tensor]]) -> str:
+    """Of the rows' ids and losses of each micro-batch the ids whose loss is not finite, on any rank; where there are
+    none, all ids. Collective."""
+    ids = [identifier for names, _ in losses for identifier in names]
+    bad = [identifier for names, loss_N in losses
+           for identifier, finite in zip(names, loss_N.isfinite().tolist(), strict=True) if not finite]
+    bad, ids = gather_lists(bad), gather_lists(ids)
+    return ", ".join(bad or ids)
 
 
 def quiet_libraries() -> None:

@@ -268,6 +268,10 @@ def test_marks_line_ends_and_space_around_paragraphs_are_no_text(tmp_path, conte
     assert paragraphs(txt(tmp_path, contents)) == ["Eins.", "Zwei."]
 
 
+def test_line_ends_within_a_paragraph_are_those_of_unix(tmp_path):
+    assert paragraphs(txt(tmp_path, "Eins,\r\nzwei.\r\n\r\nDrei.")) == ["Eins,\nzwei.", "Drei."]
+
+
 def test_a_byte_order_mark_within_is_text(tmp_path):
     assert paragraphs(txt(tmp_path, "Eins.\n\n\ufeffZwei.")) == ["Eins.", "\ufeffZwei."]
 

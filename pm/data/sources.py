@@ -181,7 +181,7 @@ def _read_txt(path: Path) -> Iterator[tuple[int, dict | BadRow]]:
                 paragraph.append(line)
             elif paragraph:
                 try:
-                    row = {"text": b"".join(paragraph).decode("utf-8").strip()}
+                    row = {"text": b"".join(paragraph).decode("utf-8").replace("\r\n", "\n").strip()}
                 except UnicodeDecodeError as error:
                     row = BadRow(f"not UTF-8 at byte {error.start}")
                 yield number - len(paragraph), row

@@ -16,6 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PROBE = 12  # steps, of which the first ones are not timed
 EVALUATIONS = 4
+SETTINGS = {"train_batch_size": 32, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"},
+            "zero_optimization": {"stage": 2}}
 RUNS = {  # flags, peak learning rate at 32 pairs a step
     "random, all weights": (["--model", "small-random"], 1e-3),
     "random, LoRA": (["--model", "small-random", "--tune", "lora"], 2e-3),
@@ -52,7 +54,7 @@ def train(output: Path, source: str, name: str, seed: int, minutes: float, cache
     if (run / "points.json").exists():
         return
     flags, rate = RUNS[name]
-    settings = json.loads((ROOT / "ds_config.json").read_text("utf-8")) | {"train_batch_size": 32}
+    settings = json.loads((ROOT / "ds_config.json").read_text("utf-8")) | SETTINGS
     settings["optimizer"]["params"]["lr"] = rate
     ds_config = output / f"ds_{rate:g}.json"
     ds_config.write_text(json.dumps(settings), "utf-8")

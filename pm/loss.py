@@ -4,6 +4,7 @@ model: T tokens, D hidden, V pieces of the vocabulary."""
 import torch
 import torch.nn.functional as F
 
+TINY = torch.finfo(torch.float32).tiny
 LOGITS_AT_ONCE = 2**22  # of the vocabulary times tokens; of more neither logits nor their gradients are ever there
 
 
@@ -72,17 +73,20 @@ class _NextTokenLoss(torch.autograd.Function):
         losses = []
         for some in torch.arange(len(token), device=token.device).split(max(1, LOGITS_AT_ONCE // len(embedding_VD))):
             hidden = hidden_TD.index_select(0, place[some])
-            logits = (hidden @ embedding_VD.T).float()
-            log_probability = F.log_softmax(logits if scale == 1 else logits.mul_(scale), dim=1)
-            losses.append(-log_probability.gather(1, token[some, None])[:, 0])
+            logits = hidden @ embedding_VD.T
+            logits = logits if scale == 1 else logits.mul_(scale)
             if of_hidden or of_embedding:
-                grad = log_probability.exp_()
-                grad.scatter_add_(1, token[some, None], grad.new_full((len(some), 1), -1.0))
-                grad, weights = grad.to(hidden.dtype), (scale * weight[some, None]).to(hidden.dtype)
+                grad = F.softmax(logits, dim=1)  # in the dtype of training: passes over the vocabulary take most time
+                probability = grad.gather(1, token[some, None])
+                losses.append(-probability[:, 0].float().clamp_min(TINY).log())
+                grad.scatter_(1, token[some, None], probability - 1)
+                weights = (scale * weight[some, None]).to(hidden.dtype)
                 if of_hidden:
                     grad_hidden_TD.index_add_(0, place[some], (grad @ embedding_VD).mul_(weights))
                 if of_embedding:
                     grad_embedding_VD += grad.T @ (hidden * weights)
+            else:
+                losses.append(F.cross_entropy(logits.float(), token[some], reduction="none"))
         loss = torch.cat(losses) if losses else weight.new_zeros(0)
         ctx.gradients = grad_hidden_TD, grad_embedding_VD
         ctx.dtypes = hidden_TD.dtype, embedding_VD.dtype

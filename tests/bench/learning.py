@@ -15,12 +15,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROBE = 12  # steps, of which the first ones are not timed
-EVALUATIONS = 4
+EVALUATIONS = 3
 SETTINGS = {"train_batch_size": 32, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"},
             "zero_optimization": {"stage": 2}}
 RUNS = {  # flags, peak learning rate at 32 pairs a step
     "random, all weights": (["--model", "small-random"], 1e-3),
-    "random, LoRA": (["--model", "small-random", "--tune", "lora"], 2e-3),
+    "random, LoRA and embeddings": (["--model", "small-random", "--tune", "lora"], 2e-3),
     "base, LoRA": (["--model", "base"], 2e-3),
     "base, all weights": (["--model", "base", "--tune", "full"], 1e-3),
     "base, LoRA, one order": (["--model", "base", "--orders", "random"], 2e-3),
@@ -68,7 +68,7 @@ def train(output: Path, source: str, name: str, seed: int, minutes: float, cache
         return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
     probe = run.with_name(f"{run.name}-probe")
-    lines = go(probe, "--max_steps", str(PROBE), "--eval_every", "0", "--test_fraction", "0.001")
+    lines = go(probe, "--max_steps", str(PROBE), "--eval_every", "0", "--test_fraction", "0", "--calibration_fraction", "0")
     times = [line["seconds"] for line in lines if line["phase"] == "train"][PROBE // 3 :]
     steps = max(EVALUATIONS, int(60 * minutes / statistics.mean(times)))
     lines = go(run, "--max_steps", str(steps), "--eval_every", str(-(-steps // EVALUATIONS)), "--epochs", "1000")

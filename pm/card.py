@@ -323,8 +323,8 @@ def _measured_limits(facts: Facts) -> Iterator[str]:
         yield ("The backbone began with random weights and has seen nothing but the training data: it knows no "
                "language and no facts beyond that.")
     if facts.config["model"] == "base":
-        yield ("The backbone is a very small language model, made in an hour and a half on two processor cores: it "
-               "knows how text looks in its languages, and hardly any facts.")
+        yield ("The backbone is a very small language model, made on two processor cores: it knows how text looks "
+               "in its languages, and hardly any facts.")
     if facts.config["data"] == ["sample"]:
         yield "The training data is the embedded sample, which is there to show that everything works."
     overall = (facts.metrics or {}).get("overall")

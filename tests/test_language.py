@@ -574,7 +574,7 @@ def test_a_new_model_has_the_shape_of_the_file_and_the_vocabulary_of_the_tokeniz
 
 def test_the_shape_that_is_shipped_is_one():
     model = new_language_model(Pretraining.shape, TOKENIZER, 0, torch.float32)
-    assert model.config.hidden_size == 192 and model.config.logit_scale == 1
+    assert model.config.hidden_size == 128 and model.config.logit_scale == 1
 
 
 def test_weights_are_those_of_the_seed_and_nothing_else_is_drawn(tmp_path):

@@ -68,7 +68,8 @@ def train(output: Path, source: str, name: str, seed: int, minutes: float, cache
         return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
     probe = run.with_name(f"{run.name}-probe")
-    lines = go(probe, "--max_steps", str(PROBE), "--eval_every", "0", "--test_fraction", "0", "--calibration_fraction", "0")
+    lines = go(probe, "--max_steps", str(PROBE), "--eval_every", "0", "--test_fraction", "0",
+               "--calibration_fraction", "0")
     times = [line["seconds"] for line in lines if line["phase"] == "train"][PROBE // 3 :]
     steps = max(EVALUATIONS, int(60 * minutes / statistics.mean(times)))
     lines = go(run, "--max_steps", str(steps), "--eval_every", str(-(-steps // EVALUATIONS)), "--epochs", "1000")

@@ -1,6 +1,5 @@
 """How much memory a forward and backward pass takes, how much there is, and what to do where it runs out."""
 
-import ctypes
 from pathlib import Path
 
 import torch
@@ -12,8 +11,6 @@ from pm.distributed import gather_lists, ranks_here, say
 HEADROOM = 0.8  # share of the free memory that is planned with
 PROBES = (1024, 4096)  # tokens of the two passes whose difference shows what a token takes
 FASTEST_ON_CPU = 4096  # tokens: micro-batches of more are slower there (tests/bench/forward.py)
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # man 3 mallopt
 
 CONTAINER_MEMORY = [(Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")), (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))]
@@ -45,16 +42,6 @@ def fitting_budget(model: nn.Module, batches: Batches, device: torch.device, **m
     say(f"--tokens_per_micro_batch auto: {found:,} (a pass takes {per_token / 1024:,.0f} KiB a token; "
         f"{free / 2**30:.1f} GiB are free)")
     return found
-
-
-def keep_freed() -> None:
-    """Lets this process keep the memory of tensors that are gone, where the C library is glibc, which would give large
-    ones back to the kernel. That clears each page before it is had again, which takes a tenth of a step on a CPU."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)  # never
-        mallopt(M_TOP_PAD, 64 * 2**20)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -27,8 +27,6 @@ class Session:
         self.config, self.ds_config = arguments.config, arguments.ds_config
         distributed.set_environment()
         self.device = distributed.start()
-        if self.device.type == "cpu":
-            memory.keep_freed()
         start_engine()
         check_config(self.ds_config)
         self.run = open_run(arguments)

@@ -22,6 +22,7 @@ def language_card(run: Path, config: Pretraining, ds_config: dict, corpus: Corpu
     metadata = ModelCardData(language=codes or None, library_name="transformers", pipeline_tag="text-generation",
                              tags=["cohere2"], license=config.license or UNKNOWN_LICENCE)
     steps = [line for line in history if line["phase"] == "train"]
+    finite = [line for line in steps if line["loss"] is not None]
     rows = [
         ["parameters", f"{parameters:,}"],
         ["steps", f"{steps[-1]['step']:,}, each of {ds_config['train_batch_size']} sequences" if steps else "0"],
@@ -41,7 +42,7 @@ def language_card(run: Path, config: Pretraining, ds_config: dict, corpus: Corpu
         "## Data\n", "```", *corpus.summary.splitlines(), "```\n",
         "## Training\n", *table_lines(["", ""], rows), "", "```bash", command(environment["command"]), "```", "",
         "Loss of a token in nats, in training:\n",
-        *table_lines(["step", "loss"], [[f"{line['step']:,}", f"{line['loss']:.3f}"] for line in _some(steps)]), "",
+        *table_lines(["step", "loss"], [[f"{line['step']:,}", f"{line['loss']:.3f}"] for line in _some(finite)]), "",
     ]
     if found:
         parts += ["## Perplexity\n", "On rows that were held out, by groups of prompts; per token of its own "

@@ -77,9 +77,13 @@ class _NextTokenLoss(torch.autograd.Function):
             logits = logits if scale == 1 else logits.mul_(scale)
             if of_hidden or of_embedding:
                 grad = F.softmax(logits, dim=1)  # in the dtype of training: passes over the vocabulary take most time
-                probability = grad.gather(1, token[some, None])
-                losses.append(-probability[:, 0].float().clamp_min(TINY).log())
-                grad.scatter_(1, token[some, None], probability - 1)
+                probability = grad.gather(1, token[some, None]).float()
+                rest = grad.scatter_(1, token[some, None], 0).sum(1, keepdim=True, dtype=torch.float32)
+                grad.scatter_(1, token[some, None], -rest.to(grad.dtype))
+                # 1 - rest where bf16 has no digits for a probability near 1
+                sure = rest < 0.5
+                losses.append(torch.where(sure, -torch.log1p(-rest.clamp_max(0.5)),
+                                          -probability.clamp_min(TINY).log())[:, 0])
                 weights = (scale * weight[some, None]).to(hidden.dtype)
                 if of_hidden:
                     grad_hidden_TD.index_add_(0, place[some], (grad @ embedding_VD).mul_(weights))

@@ -9,13 +9,13 @@ import torch
 from datasets import Dataset
 
 from pm.collator import Collator
-from pm.config import DEFAULT_TOKENS, Pretraining, fail
+from pm.config import BASE, DEFAULT_TOKENS, Pretraining, fail
 from pm.data.prepare import encode, read
 from pm.data.targets import with_targets
 from pm.distributed import gather_rows, rank, world_size
 from pm.encoding import Encoder, Template, row_lengths
 from pm.errors import run_main
-from pm.model import load_language_model, load_tokenizer
+from pm.model import PACKAGED, load_language_model, load_tokenizer
 from pm.packing import sequence_sums
 from pm.plan import plan_packed_evaluation
 from pm.report import Table, aligned
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
                                      description="Perplexity of a Cohere 2 language model, or of the backbone of a "
                                                  "preference model (--tune full, or merged), by language.")
     parser.error = fail
-    parser.add_argument("--model", required=True, help="a hub id or a local folder")
+    parser.add_argument("--model", required=True, help="base, a hub id or a local folder")
     parser.add_argument("--data", required=True, nargs="+", metavar="SOURCE", help="as for pm.pretrain")
     parser.add_argument("--max_length", type=int, default=Pretraining.max_length, metavar="N",
                         help="tokens of one sequence [%(default)s]")
@@ -85,12 +85,13 @@ def main(argv: Sequence[str]) -> None:
                                                                            "[%(default)s]")
     arguments = parser.parse_args(argv)
     quiet_libraries()
+    name = str(PACKAGED) if arguments.model == BASE else arguments.model
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = read(arguments.data, Pretraining().reading, arguments.cache_dir)
-    encoder = Encoder(load_tokenizer(arguments.model), arguments.max_length, pieces=True)
+    encoder = Encoder(load_tokenizer(name), arguments.max_length, pieces=True)
     rows = encode(source.rows, source.key, encoder, arguments.cache_dir)
     rows = with_targets(rows, np.zeros((len(rows), 0)))
-    model = load_language_model(arguments.model, torch.float32).to(device)
+    model = load_language_model(name, torch.float32).to(device)
     print(table(perplexities(rows, score_language(model, rows, encoder.template, DEFAULT_TOKENS, device))))
 
 

@@ -94,7 +94,8 @@ def main(argv: list[str]) -> None:
             session.save(loss, "log_loss")
         if stops and not session.ended:
             tracker.close()
-            distributed.say(f"stopped at step {step}; continue with --resume {run}")
+            distributed.say(f"stopped at step {step}; continue with: --deepspeed_config {run / 'ds_config.json'} "
+                            f"--resume {run}")
             return
 
     # 6. Export. A resumed run may have made its last step before

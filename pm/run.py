@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from pm import distributed, shortcuts
+from pm import checkpoint, distributed, shortcuts
 from pm.config import BASE, Arguments, Common, Config, Pretraining, load_config
 from pm.data.audit import cached_audit, truncation
 from pm.data.audit import summary as audit_summary
@@ -112,7 +112,7 @@ def open_run(arguments: Arguments) -> Path:
 
 def _new_run(arguments: Arguments) -> Path:
     run = Path(arguments.config.output or arguments.config.RUNS / f"{datetime.now():%Y%m%d-%H%M%S}")
-    if (run / "checkpoints").exists():
+    if checkpoint.names(run):
         raise UserError(f"--output {run} holds a run already; continue it with --resume {run}, or name another")
     try:
         run.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,6 @@ from pm.run import open_run
 from pm.schedule import learning_rate
 from pm.tracking import Tracker, quiet_libraries
 
-PATIENCE = 3  # steps in a row that are not finite end the run
-
 
 class Session:
     """A run in progress, the same on all ranks: `step` and `updates` made of `total_steps`, the name of the checkpoint
@@ -50,7 +48,7 @@ class Session:
         if self._resumed:
             trainer = self._resumed.trainer
             self.step, self.updates, self._best = trainer["step"], trainer["updates"], trainer["best"]
-            budget = trainer["tokens_per_micro_batch"]
+            budget = trainer.get("tokens_per_micro_batch")  # which the first versions did not save
             set_state(engine, self._resumed.state(), self.updates)
             distributed.say(f"resumed from {self._resumed.path} at step {self.step} of {self.total_steps}")
         if self.config.tokens_per_micro_batch == AUTO:
@@ -85,7 +83,7 @@ class Session:
             return
         self._skipped += 1
         self.tracker.say(f"step {self.step}: loss or gradient is not finite, step skipped; rows: {suspects()}")
-        if self._skipped == PATIENCE:
+        if self._skipped == 3:
             raise UserError(f"three steps in a row were not finite, the last one step {self.step}; the run has stopped "
                             f"({f'its last checkpoint is {self.saved}' if self.saved else 'without a checkpoint'})")
 

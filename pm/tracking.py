@@ -51,10 +51,10 @@ class StepStatistics:
     def add(self, micro_batch, target_NC: torch.Tensor, logits_NOC: torch.Tensor, loss_N: torch.Tensor,
             language_loss: torch.Tensor | None = None) -> None:
         """`language_loss`, where there is one: the sum over the rows."""
+        self.of_language = language_loss is not None
         if not micro_batch.weight:
             return
         self.losses.append((micro_batch.ids, loss_N.detach()))
-        self.of_language = language_loss is not None
         if self.of_language:
             self.sums[8] += language_loss
         if self.compares:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pm.loss import cross_entropy, order_divergence, preference_loss
+from pm.loss import cross_entropy, next_token_loss, order_divergence, preference_loss
 
 # Two rows, each read in both orders; classes in the row's own order (a, b).
 LOGITS_NOC = torch.tensor([[[2.0, 0.0], [1.0, 3.0]], [[0.0, 0.5], [-1.0, 1.0]]])
@@ -174,3 +174,15 @@ def test_label_smoothing_by_hand():
     wanted = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)
     found_N = preference_loss(logits_NOC, torch.tensor([[1.0, 0.0]]), 0.5, label_smoothing=0.2)
     assert found_N.item() == pytest.approx(wanted)
+
+
+def test_in_bf16_the_gradient_of_a_sure_token_keeps_its_digits():
+    """0.999 has no digits left in bf16: 1 - p is the sum of the others."""
+    embedding_VD = torch.eye(2, dtype=torch.bfloat16)
+    hidden_TD = torch.tensor([[7.0, 0.0], [0.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    total, losses = next_token_loss(hidden_TD, embedding_VD, 1.0, torch.tensor([0, 0]), torch.tensor([-1, 0]),
+                                    torch.ones(2))
+    total.backward()
+    wanted = 1 / (1 + math.exp(7))
+    assert losses[1].item() == pytest.approx(-math.log1p(-wanted), rel=0.01)
+    assert hidden_TD.grad[0].tolist() == pytest.approx([-wanted, wanted], rel=0.01)

@@ -213,7 +213,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(reference):
         assert time.monotonic() < latest
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
-    assert f"continue with --resume {reference / 'resumed'}" in end(process, reference, "resumed").splitlines()[-1]
+    assert f"/ds_config.json --resume {reference / 'resumed'}" in end(process, reference, "resumed").splitlines()[-1]
     assert not (reference / "resumed/export").exists()
     printed = train(reference, "resumed", "--resume", str(reference / "resumed"))
     assert "resumed from" in printed

@@ -28,9 +28,8 @@ class Session:
         start_engine()
         check_config(self.ds_config)
         self.run = open_run(arguments)
-        newest = distributed.on_main(lambda: checkpoint.newest(self.run).path) if arguments.resume else None
-        self._resumed = checkpoint.load(newest) if newest else None
-        self.saved = newest.name if newest else None
+        self._resumed = distributed.on_main(lambda: checkpoint.newest(self.run)) if arguments.resume else None
+        self.saved = self._resumed.path.name if self._resumed else None
         project = self.config.wandb_project if self.config.wandb else ""
         shown = vars(self.config) | {"ds_config": self.ds_config}
         self.tracker = distributed.together(lambda: Tracker(self.run, project, shown))
@@ -42,7 +41,6 @@ class Session:
         is called with beside a micro-batch."""
         self._engine, self._batches = engine, batches
         self.total_steps = min(max(1, round(self.config.epochs * batches.per_epoch)), self.config.max_steps or 10**12)
-        create_moments(engine)
         engine.train()
         budget = None
         if self._resumed:
@@ -51,6 +49,8 @@ class Session:
             budget = trainer.get("tokens_per_micro_batch")  # which the first versions did not save
             set_state(engine, self._resumed.state(), self.updates)
             distributed.say(f"resumed from {self._resumed.path} at step {self.step} of {self.total_steps}")
+        else:
+            create_moments(engine)
         if self.config.tokens_per_micro_batch == AUTO:
             batches.token_budget = budget or memory.fitting_budget(engine.module, batches, self.device, **more)
         self._stop = distributed.StopSignal()

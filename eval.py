@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         if benchmark and not compares(predictions):
             raise UserError(f"--benchmark {arguments.benchmark}: {arguments.predictions} compares no responses")
     else:
-        name = arguments.model or str(newest_run("export"))
+        name = arguments.model or str(newest_run("export/preference.json"))
         export = find_export(name)
         run = export.parent if (export.parent / "config.json").is_file() else None
         output = arguments.output or _output(arguments, export, run)

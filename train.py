@@ -101,9 +101,7 @@ def main(argv: list[str]) -> None:
         if session.evaluates or values.stop:
             session.save(found, config.best_metric)
         if values.stop and not session.ended:
-            tracker.close()
-            distributed.say(f"stopped at step {step}; continue with: deepspeed train.py --deepspeed_config "
-                            f"{run / 'ds_config.json'} --resume {run}")
+            session.say_stopped("deepspeed train.py")
             return
 
     # 6. Temperatures and export. A resumed run may have made its last step before
@@ -113,7 +111,7 @@ def main(argv: list[str]) -> None:
     shown = data.test.encoded if predictions else data.train.encoded.select(range(min(16, len(data.train.encoded))))
     scored = predictions or evaluate(shown)
     difference = distributed.on_main(lambda: finish(run, session.saved, shown, scored, calibration, metrics))
-    tracker.export(run / "export", metrics)
+    tracker.export(run / "export", session.step, metrics["overall"] if metrics else {})
     tracker.close()
     if metrics:
         distributed.say(f"\n{report.table(metrics)}")

@@ -52,6 +52,8 @@ def commit(run: Path, state: dict[str, torch.Tensor], trainer: dict, keep: int, 
     while (folder / name).exists():
         attempt += 1
         name = f"{base}_{attempt}"
+    for unfinished in folder.glob(".step_*.writing"):  # by a process that was killed
+        shutil.rmtree(unfinished)
     with written_aside(folder / name) as temporary:
         save_file(state, temporary / STATE)
         _write_json(temporary / TRAINER, trainer)

@@ -9,14 +9,19 @@ from pathlib import Path
 
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, whose place it takes at the end of the block; where that fails it is gone."""
-    temporary = folder.with_name(f".{folder.name}.writing")
+    """An empty folder beside `folder`, whose place it takes at the end of the block; where that fails it is gone, and
+    what was there before stays."""
+    folder = folder.resolve()  # where it is a link, that stays one
+    temporary, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("writing", "replaced"))
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.rename(folder, replaced)
         os.rename(temporary, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData
 
 from pm.card import UNKNOWN_LICENCE, command, table_lines, versions
 from pm.config import Pretraining
-from pm.perplexity import HEAD, lines
+from pm.perplexity import COLUMNS, lines
 from pm.run import Corpus
 
 LOSSES = 20  # of the training steps, at most as many as the card shows
@@ -46,7 +46,7 @@ def language_card(run: Path, config: Pretraining, ds_config: dict, corpus: Corpu
     ]
     if found:
         parts += ["## Perplexity\n", "On rows that were held out, by groups of prompts; per token of its own "
-                  "tokenizer, the template's included.\n", *table_lines(HEAD, lines(found)), ""]
+                  "tokenizer, the template's included.\n", *table_lines(COLUMNS, lines(found)), ""]
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(parts)
 
 

@@ -21,7 +21,7 @@ from pm.plan import plan_packed_evaluation
 from pm.report import Table, aligned
 from pm.tracking import quiet_libraries
 
-HEAD = ["language", "rows", "tokens", "loss", "perplexity"]
+COLUMNS = ["language", "rows", "tokens", "loss", "perplexity"]
 
 
 @torch.no_grad()
@@ -63,11 +63,11 @@ def perplexities(rows: Dataset, losses_N: np.ndarray) -> dict:
 
 def table(found: dict) -> str:
     """`perplexities` as a table."""
-    return aligned(Table(HEAD, lines(found)))
+    return aligned(Table(COLUMNS, lines(found)))
 
 
 def lines(found: dict) -> list[list[str]]:
-    """Of `HEAD`, for all languages together and for each."""
+    """Of `COLUMNS`, for all languages together and for each."""
     return [[name, f"{part['rows']:,}", f"{part['tokens']:,}", f"{part['loss']:.3f}", f"{part['perplexity']:.2f}"]
             for name, part in {"all": found["overall"], **found["by_language"]}.items()]
 

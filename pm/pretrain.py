@@ -18,6 +18,7 @@ from pm.errors import UserError, run_main
 from pm.files import written_aside
 from pm.language_card import language_card
 from pm.model import LanguageModel, load_language_model, load_tokenizer, new_language_model, parameter_groups
+from pm.packing import sequence_sums
 from pm.perplexity import perplexities, score_language, table
 from pm.run import Corpus, dtype_of, load_corpus, tokenizer_of
 from pm.session import Session
@@ -57,19 +58,20 @@ def main(argv: list[str]) -> None:
         rate = session.begin_step()
         _, micro_batches = batches.step(session.step)
         predicted = batches.predicted_tokens(session.step)
-        losses = []
+        made = []  # ids of rows, their pack and the losses of its tokens
         sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, tokens, out of memory, stop
         with memory.Guard() as guard:
             for micro_batch in micro_batches:
                 inputs, _, _ = micro_batch.on(device)
-                loss = engine(**inputs).loss
+                output = engine(**inputs)
                 # DeepSpeed averages gradients over the ranks; this makes that the mean over the step's tokens.
-                engine.backward(loss * (micro_batch.weight * distributed.world_size() / predicted))
-                losses.append((micro_batch.ids, loss.detach().expand(len(micro_batch.ids))))
-                sums[0] += loss.detach() * micro_batch.weight
-                sums[1] += micro_batch.tokens * micro_batch.weight
+                engine.backward(output.loss * (micro_batch.weight * distributed.world_size() / predicted))
+                if micro_batch.weight:
+                    made.append((micro_batch.ids, inputs["pack"], output.losses))
+                    sums[0] += output.loss.detach()
+                    sums[1] += micro_batch.tokens
         if guard.ran_out:
-            inputs = loss = None  # with them goes the memory
+            inputs = output = None  # with them goes the memory
             drop_step(engine, batches.shortest().on(device)[0])
         norm, updated = update(engine, rate)
         sums[2], sums[3] = float(guard.ran_out), float(session.stops)
@@ -77,7 +79,8 @@ def main(argv: list[str]) -> None:
         if out_of_memory:
             session.again()
             continue
-        session.count(updated, lambda losses=losses: suspects(losses))
+        session.count(updated, lambda made=made: suspects(
+            [(ids, torch.tensor(sequence_sums(pack, losses_T))) for ids, pack, losses_T in made]))
         step, seconds = session.step, time.perf_counter() - started
         tracker.step({"step": step, "loss": total / predicted, "learning_rate": rate, "gradient_norm": norm,
                       "seconds": seconds, "tokens_per_second": tokens / seconds,
@@ -93,14 +96,13 @@ def main(argv: list[str]) -> None:
         if session.evaluates or stops:
             session.save(loss, "log_loss")
         if stops and not session.ended:
-            tracker.close()
-            distributed.say(f"stopped at step {step}; continue with: --deepspeed_config {run / 'ds_config.json'} "
-                            f"--resume {run}")
+            session.say_stopped("deepspeed --module pm.pretrain")
             return
 
     # 6. Export. A resumed run may have made its last step before
     found = found or (evaluate() if len(corpus.test) else None)
     distributed.on_main(lambda: export(run, session.saved, config, ds_config, corpus, found))
+    tracker.export(run / "export", session.step, found["overall"] if found else {})
     tracker.close()
     if found:
         distributed.say(f"\n{table(found)}")

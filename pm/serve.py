@@ -309,7 +309,7 @@ def main(argv: list[str]) -> None:
     arguments = _parse(argv)
     limits = Limits(arguments.max_body, arguments.max_comparisons, arguments.max_characters, arguments.max_waiting,
                     arguments.timeout)
-    name = arguments.model or str(newest_run("export"))
+    name = arguments.model or str(newest_run("export/preference.json"))
     model = PreferenceModel.from_pretrained(name)
     token = arguments.token or os.environ.get("PM_TOKEN") or None
     app = create_app(model, name, limits, token, together=arguments.batching, cohort=arguments.cohort,

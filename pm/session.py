@@ -42,17 +42,20 @@ class Session:
         self._engine, self._batches = engine, batches
         self.total_steps = min(max(1, round(self.config.epochs * batches.per_epoch)), self.config.max_steps or 10**12)
         engine.train()
-        budget = None
+        setting, budget = self.config.tokens_per_micro_batch, None
         if self._resumed:
             trainer = self._resumed.trainer
             self.step, self.updates, self._best = trainer["step"], trainer["updates"], trainer["best"]
-            budget = trainer.get("tokens_per_micro_batch")  # which the first versions did not save
+            if trainer.get("tokens_per_micro_batch") == setting:
+                budget = trainer.get("token_budget")
             set_state(engine, self._resumed.state(), self.updates)
             distributed.say(f"resumed from {self._resumed.path} at step {self.step} of {self.total_steps}")
         else:
             create_moments(engine)
-        if self.config.tokens_per_micro_batch == AUTO:
-            batches.token_budget = budget or memory.fitting_budget(engine.module, batches, self.device, **more)
+        if budget is not None:
+            batches.token_budget = budget
+        elif setting == AUTO:
+            batches.token_budget = memory.fitting_budget(engine.module, batches, self.device, **more)
         self._stop = distributed.StopSignal()
         self.tracker.start(self.total_steps, self.step)
 
@@ -96,11 +99,18 @@ class Session:
         """Whether it is time for an evaluation."""
         return self.ended or bool(self.config.eval_every and self.step % self.config.eval_every == 0)
 
+    def say_stopped(self, command: str) -> None:
+        """The last lines of a run that was asked to stop."""
+        self.tracker.close()
+        distributed.say(f"stopped at step {self.step}; continue with: {command} --deepspeed_config "
+                        f"{self.run / 'ds_config.json'} --resume {self.run}")
+
     def save(self, value: float | None, metric: str) -> None:
         """A checkpoint; `value` of the `metric` says whether it is the best one so far."""
         is_best = checkpoint.is_better(value, self._best, metric)
         self._best = value if is_best else self._best
         trainer = {"step": self.step, "updates": self.updates, "best": self._best,
-                   "tokens_per_micro_batch": self._batches.token_budget}
+                   "tokens_per_micro_batch": self.config.tokens_per_micro_batch,
+                   "token_budget": self._batches.token_budget}
         self.saved = distributed.on_main(partial(checkpoint.commit, self.run, get_state(self._engine), trainer,
                                                  self.config.keep, is_best))

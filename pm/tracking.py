@@ -6,6 +6,7 @@ import math
 import secrets
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,21 +178,20 @@ class Tracker:
     def perplexity(self, step: int, found: dict) -> None:
         """That of the test split (`perplexity.perplexities`), overall and by language."""
         if is_main():
-            self._write("eval", {"step": step, **found["overall"], "by_language": found["by_language"]})
+            self._write("eval", {"step": step, **found["overall"], "by_language": found["by_language"]},
+                        lambda: {"eval/by_language": _table("language", found["by_language"],
+                                                            ("rows", "tokens", "loss", "perplexity"))})
 
-    def export(self, folder: Path, metrics: dict | None) -> None:
-        """The export as a model artifact of wandb, with the overall metrics."""
+    def export(self, folder: Path, step: int, metrics: dict) -> None:
+        """The export as a model artifact of wandb, with the step and the overall metrics."""
         if self.wandb is None:
             return
 
         def log() -> None:
             import wandb
 
-            numbers = {name: value for name, value in _finite(metrics["overall"] if metrics else {}).items()
-                       if isinstance(value, (int, float))}
-            settings = json.loads((folder / "preference.json").read_text("utf-8"))
-            metadata = {"step": settings["step"], **numbers}
-            artifact = wandb.Artifact(f"export-{self.wandb.id}", "model", metadata=metadata)
+            numbers = {name: value for name, value in _finite(metrics).items() if isinstance(value, (int, float))}
+            artifact = wandb.Artifact(f"export-{self.wandb.id}", "model", metadata={"step": step, **numbers})
             artifact.add_dir(str(folder))
             self.wandb.log_artifact(artifact)
         self._try(log)
@@ -266,7 +266,18 @@ def _note_logged(path: Path, rows: list[dict]) -> dict[str, int]:
 def _tables(parts: dict, metrics: dict) -> dict:
     import wandb
 
-    tables = {f"eval/{name}": wandb.Table([name.removeprefix("by_"), "n", "accuracy", "low", "high", "log_loss"], [
-        [value, part["n"], part["accuracy"], *(part["accuracy_interval"] or (None, None)), part["log_loss"]]
-        for value, part in found.items()]) for name, found in parts.items()}
+    def row(part: dict) -> dict:
+        low, high = part["accuracy_interval"] or (None, None)
+        return part | {"low": low, "high": high}
+
+    tables = {f"eval/{name}": _table(name.removeprefix("by_"), {value: row(part) for value, part in found.items()},
+                                     ("n", "accuracy", "low", "high", "log_loss")) for name, found in parts.items()}
     return tables | {f"eval/{name}": wandb.Html(svg) for name, svg in plots.plots(metrics).items()}
+
+
+def _table(what: str, parts: dict[str, dict], columns: Sequence[str]):
+    """For wandb: a row for each part, named by `what` it is."""
+    import wandb
+
+    return wandb.Table([what, *columns], [[name, *(part[column] for column in columns)]
+                                          for name, part in parts.items()])

@@ -303,8 +303,8 @@ def test_what_a_killed_write_left_is_no_checkpoint(tmp_path):
     left.mkdir()
     (left / "state.safetensors").write_text("half")
     assert newest(tmp_path).path.name == "step_000001"
-    assert save(tmp_path, 2) == "step_000002"
-    assert contents(tmp_path) == {"step_000001", "step_000002", "latest"}
+    assert save(tmp_path, 3) == "step_000003"
+    assert contents(tmp_path) == {"step_000001", "step_000003", "latest"}
 
 
 # The best

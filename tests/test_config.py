@@ -693,8 +693,8 @@ def test_resume_without_a_name_takes_the_newest_run(tmp_path, monkeypatch):
 def test_no_run_to_resume_is_said(tmp_path, folder):
     root = tmp_path / "runs"
     (tmp_path / folder).mkdir(parents=True)
-    message = refusal(newest_run, "export", root)
-    assert message == f"there is no run with export in {root}/; train one first, or name one"
+    message = refusal(newest_run, "export/preference.json", root)
+    assert message == f"there is no run with export/preference.json in {root}/; train one first, or name one"
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "null", '{"nonesuch": 1}'])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -144,13 +145,16 @@ runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 @pytest.mark.parametrize(("settings", "ranks"), [("stage0", 1), ("stage1", 2)])
 def test_a_step_that_runs_out_of_memory_is_made_again(reference, short_of_memory, settings, ranks):
     name = f"short_{settings}"
-    printed = train(reference, name, "--max_steps", "4", "--packing", settings=settings, ranks=ranks,
-                    script=short_of_memory)
+    options = {"settings": settings, "ranks": ranks, "script": short_of_memory}
+    printed = train(reference, name, "--max_steps", "4", "--eval_every", "2", **options)
     assert "step 1: out of memory; again with 4,096 tokens of a micro-batch" in printed
     assert [row["step"] for row in lines(reference, name, "train")] == [1, 2, 3, 4]
     assert losses(reference, name) == pytest.approx(losses(reference, "reference"), abs=1e-5)
     one, other = load_file(newest_state(reference, name)), load_file(newest_state(reference, "reference"))
     assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one if key.startswith("exp_avg/"))
+    shutil.rmtree(newest_state(reference, name).parent)
+    resumed = train(reference, name, resume=True, **options).removeprefix(printed)
+    assert "at step 2 of 4" in resumed and "out of memory" not in resumed  # which tokens fit is known by now
 
 
 def test_with_zero_2_running_out_of_memory_is_an_error_that_says_what_helps(reference, short_of_memory):

@@ -382,7 +382,7 @@ def refused(monkeypatch, capsys, *flags) -> str:
     (["--predictions"], "argument --predictions: expected one argument"),
     (["--tokens_per_micro_batch", "0"], "--tokens_per_micro_batch 0: must be at least 1"),
     (["--bye"], "unrecognized arguments: --bye"),
-    ([], "there is no run with export in runs/; train one first, or name one"),
+    ([], "there is no run with export/preference.json in runs/; train one first, or name one"),
 ])
 def test_a_wrong_flag_is_refused(tmp_path, monkeypatch, capsys, flags, words):
     monkeypatch.chdir(tmp_path)

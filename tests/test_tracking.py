@@ -204,9 +204,8 @@ def test_curves_tables_config_and_export_are_in_wandbs_file(offline):
     tracker.step(STEP | {"step": 1}, show=False)
     tracker.evaluation(1, METRICS)
     (offline / "export").mkdir()
-    (offline / "export/preference.json").write_text('{"step": 1}')
     (offline / "export/weights").write_bytes(b"123")
-    tracker.export(offline / "export", METRICS)
+    tracker.export(offline / "export", 1, METRICS["overall"])
     tracker.close()
     (file,) = wandb_files(offline)
     (run,) = [record.run for record in records(file) if record.HasField("run")]
@@ -228,7 +227,7 @@ def test_curves_tables_config_and_export_are_in_wandbs_file(offline):
     assert {"train/loss", "eval/accuracy", "eval/by_language._type"} <= summary
     (artifact,) = models(file)
     assert artifact.name == f"export-{run.run_id}"
-    assert {entry.path for entry in artifact.manifest.contents} == {"preference.json", "weights"}
+    assert {entry.path for entry in artifact.manifest.contents} == {"weights"}
     assert json.loads(artifact.metadata) == {"step": 1, **NUMBERS}
 
 
@@ -262,7 +261,7 @@ def test_a_resumed_run_is_one_run_with_each_step_once(offline):
 def test_training_outlives_wandb(offline):
     """In a process of its own, which has a wandb of its own to lose."""
     code = f"""
-import psutil
+import psutil, time
 from pathlib import Path
 from pm.tracking import Tracker
 tracker = Tracker(Path({str(offline)!r}), "a-project", {{}})
@@ -271,9 +270,10 @@ for process in psutil.Process().children(recursive=True):
     if process.name() == "wandb-core":
         process.kill()
         process.wait(5)
-for step in range(1, 4):
+for step in range(1, 101):
     tracker.step({STEP!r} | {{"step": step}}, show=False)
-tracker.export(Path({str(offline)!r}), None)
+    time.sleep(0 if tracker.wandb is None else 0.1)  # wandb may take a moment to see that it has lost its service
+tracker.export(Path({str(offline)!r}), 3, {{}})
 tracker.close()
 print("ended")
 """
@@ -281,7 +281,7 @@ print("ended")
                             capture_output=True, timeout=60, check=True)
     told, ended = result.stdout.splitlines()
     assert told.startswith("wandb has stopped, the run goes on without it: ") and ended == "ended"
-    assert len((offline / "metrics.jsonl").read_text().splitlines()) == 3
+    assert len((offline / "metrics.jsonl").read_text().splitlines()) == 100
 
 
 @pytest.mark.parametrize(("key", "told"), [("", "there is no login"), ("short", "--wandb cannot start: .*40")])
@@ -299,7 +299,7 @@ def test_without_a_login_there_is_an_error_and_no_question(tmp_path, key, told):
 def test_without_wandb_it_is_not_imported(tmp_path):
     code = (f"import sys; from pathlib import Path; from pm.tracking import Tracker; "
             f"tracker = Tracker(Path({str(tmp_path)!r}), '', {{}}); tracker.start(1, 0); "
-            f"tracker.export(Path('nowhere'), None); tracker.close(); print('wandb' in sys.modules)")
+            f"tracker.export(Path('nowhere'), 1, {{}}); tracker.close(); print('wandb' in sys.modules)")
     result = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
                             capture_output=True, check=True)
     assert result.stdout == "False\n"

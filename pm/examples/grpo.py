@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     # 1. The judge, and its tokenizer as a chat model has it
     quiet_libraries()
     arguments = parse(argv)
-    name = arguments.model or str(newest_run("export"))
+    name = arguments.model or str(newest_run("export/preference.json"))
     judge = PreferenceModel.from_pretrained(name)
     tokenizer = load_tokenizer(str(find_export(name)))
     tokenizer.chat_template, tokenizer.eos_token, tokenizer.padding_side = TEMPLATE, END_TURN, "left"

@@ -1,13 +1,7 @@
-"""Fixtures of several test files."""
+"""One thread for the tests and for what they start: models this small are slower on more, and tests may run side by
+side (`pytest -n`)."""
 
-import pytest
-import torch
+import os
 
-
-@pytest.fixture
-def one_thread():
-    """Models this small are slower on more threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported
+os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -28,7 +28,6 @@ from pm.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/data/multi_mt_human.jsonl"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 COMMON = ("--log_every", "1", "--epochs", "100")
 RANDOM = ("--model", "small-random", "--tune", "lora", "--vocab_size", "600")
 
@@ -71,7 +70,7 @@ def start(workplace: Path, name: str, *flags: str, ranks: int = 1, settings: str
         model = () if "--model" in flags else RANDOM
         command += ["--output", str(workplace / name), "--cache_dir", str(workplace / "cache"), *data, *COMMON, *model]
     log = (workplace / f"{name}.log").open("a")
-    return subprocess.Popen([*command, *flags], cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT,
+    return subprocess.Popen([*command, *flags], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
                             start_new_session=True)
 
 
@@ -190,7 +189,7 @@ def test_ranks_budgets_and_zero_stages_change_no_step(reference, name, settings,
 
 def test_eval_py_gives_the_numbers_of_the_training_run(reference):
     result = subprocess.run([sys.executable, "eval.py", "--model", str(reference / "reference")], cwd=ROOT, text=True,
-                            env=ENVIRONMENT, capture_output=True, check=False)
+                            capture_output=True, check=False)
     assert result.returncode == 0, result.stderr
     logged = lines(reference, "reference", "eval")[-1]
     evaluated = json.loads((reference / "reference/evaluation/report/metrics.json").read_text())["overall"]
@@ -238,7 +237,7 @@ def evaluate(workplace: Path, name: str, *flags: str, ranks: int = 1) -> tuple[s
         str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", free_port()]
     command = [*launcher, "eval.py", "--model", str(workplace / name), "--output", str(output), "--cache_dir",
                str(workplace / "cache"), *flags]
-    result = subprocess.run(command, cwd=ROOT, text=True, env=ENVIRONMENT, capture_output=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return (result.stdout, json.loads((output / "report/metrics.json").read_text()),
             [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()])
@@ -268,7 +267,7 @@ def test_an_export_of_a_checkpoint_has_the_temperatures_of_the_run(noisy, tmp_pa
     settings = json.loads((noisy / "noisy/export/preference.json").read_text())["calibration"]
     assert settings["rows"] == 8 * 69 and set(settings["languages"]) == set(sample.LANGUAGES)
     command = [sys.executable, "-m", "pm.export", str(noisy / "noisy"), "--output", str(tmp_path / "export")]
-    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, check=True)
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     again = json.loads((tmp_path / "export/preference.json").read_text())["calibration"]
     assert again["temperature"] == pytest.approx(settings["temperature"], rel=1e-3)
     model = PreferenceModel.from_pretrained(tmp_path / "export")
@@ -280,7 +279,7 @@ def test_an_export_of_a_checkpoint_has_the_temperatures_of_the_run(noisy, tmp_pa
 def test_eval_py_refuses_rows_that_were_trained_on(reference):
     command = [sys.executable, "eval.py", "--model", str(reference / "reference"), "--cache_dir",
                str(reference / "cache"), "--data", str(reference / "pairs.jsonl")]
-    result = subprocess.run(command, cwd=ROOT, text=True, env=ENVIRONMENT, capture_output=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1].startswith("error: the test rows overlap with the training split")
     assert "Traceback" not in result.stderr
@@ -293,7 +292,7 @@ def test_a_run_whose_data_has_changed_is_not_evaluated_on_another_split(workplac
     train(workplace, "changed", "--data", str(path), "--max_steps", "1")
     path.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
     command = [sys.executable, "eval.py", "--model", str(workplace / "changed")]
-    result = subprocess.run(command, cwd=ROOT, text=True, env=ENVIRONMENT, capture_output=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert result.returncode == 2
     assert "is no longer what it was trained on" in result.stderr and "Traceback" not in result.stderr
 
@@ -301,11 +300,11 @@ def test_a_run_whose_data_has_changed_is_not_evaluated_on_another_split(workplac
 def test_an_export_does_not_replace_a_folder_of_something_else(reference, tmp_path):
     (tmp_path / "thesis.tex").write_text("Chapter 1")
     command = [sys.executable, "-m", "pm.export", str(reference / "reference"), "--output", str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, text=True, env=ENVIRONMENT, capture_output=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert result.returncode == 2 and result.stderr.strip().endswith("is there already, and is no export")
     assert (tmp_path / "thesis.tex").read_text() == "Chapter 1"
     command[-1] = str(tmp_path / "export")
-    result = subprocess.run(command, cwd=ROOT, text=True, env=ENVIRONMENT, capture_output=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr
     written, exported = (folder / "adapter_model.safetensors" for folder in (tmp_path / "export",
                                                                              reference / "reference/export"))
@@ -467,7 +466,7 @@ def test_a_model_learns_from_the_predictions_of_another(reference):
     command = [sys.executable, "eval.py", "--model", str(reference / "reference"), "--data",
                str(reference / "pairs.jsonl"), "--allow_overlap", "--output", str(reference / "teacher"), "--cache_dir",
                str(reference / "cache")]
-    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, check=True)
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     teacher = reference / "teacher/predictions.jsonl"
     printed = train(reference, "student", "--teacher", str(teacher), "--teacher_weight", "1", "--max_steps", "4")
     taught, rows = next(line.split()[1:4:2] for line in printed.splitlines() if line.startswith("teacher:"))
@@ -475,7 +474,7 @@ def test_a_model_learns_from_the_predictions_of_another(reference):
     found, alone = losses(reference, "student"), losses(reference, "reference")
     assert found[0] == pytest.approx(alone[0]) and found[-1] != pytest.approx(alone[-1], abs=1e-3)
     teacher.unlink()  # an evaluation needs it no more
-    subprocess.run([sys.executable, "eval.py", "--model", str(reference / "student")], cwd=ROOT, env=ENVIRONMENT,
+    subprocess.run([sys.executable, "eval.py", "--model", str(reference / "student")], cwd=ROOT,
                    capture_output=True, check=True)
 
 
@@ -498,7 +497,7 @@ def test_languages_are_told_apart_on_real_data(workplace):
     logged = lines(workplace, "languages", "eval")[-1]
     assert logged["accuracy"] > 0.6 > 3 * logged["most_common"]
     command = [sys.executable, "eval.py", "--model", str(workplace / "languages")]
-    result = subprocess.run(command, cwd=ROOT, text=True, env=ENVIRONMENT, capture_output=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr
     metrics = json.loads((workplace / "languages/evaluation/report/metrics.json").read_text())
     assert metrics["overall"]["accuracy"] == logged["accuracy"]

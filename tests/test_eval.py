@@ -3,7 +3,6 @@
 import dataclasses
 import html
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -512,7 +511,7 @@ def test_an_output_that_is_a_file_is_refused(evaluated, tmp_path, monkeypatch, c
 
 def test_an_error_of_the_process_is_one_line():
     result = subprocess.run([sys.executable, "eval.py", "--by", "tongue"], cwd=ROOT, text=True, capture_output=True,
-                            check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                            check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: --by tongue: must be of language, source, kind, length, length_difference\n"
 

@@ -38,8 +38,6 @@ QUESTION = ("What is the capital of Australia?", "Canberra.", "Sydney.")
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 2}}
 THETA = 5e4
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def refusal(call, *arguments) -> str:
     with pytest.raises(UserError) as error:
@@ -239,7 +237,7 @@ def test_metrics_that_were_measured_go_on_with_the_checkpoint(run, tmp_path):
 def in_a_fresh_process(code: str, given: str = "", **environment) -> list[str]:
     """The lines that it prints; `given` is its standard input."""
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=False,
-                            input=given, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment)
+                            input=given, env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment)
     assert result.returncode == 0, result.stderr
     return [line for line in result.stdout.splitlines() if "real_accelerator" not in line]
 
@@ -395,8 +393,7 @@ def test_an_untrained_base_gives_the_run_of_the_model_it_is_from(workplace, tmp_
         command = [sys.executable, "train.py", "--deepspeed_config", str(workplace / "bf16.json"), "--model",
                    str(model), "--data", str(workplace / "pairs.jsonl"), "--cache_dir", str(workplace / "cache"),
                    "--output", str(run), "--max_steps", "2", "--epochs", "100", *labels]
-        result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False,
-                                env=os.environ | {"OMP_NUM_THREADS": "1"})
+        result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
         assert result.returncode == 0, result.stderr
         assert "score head new" in result.stdout
         states.append((newest(run).path / "state.safetensors").read_bytes())
@@ -469,8 +466,7 @@ def hub():
 
 
 def export_command(hub, *arguments: str, token: str = "hf_right") -> subprocess.CompletedProcess:
-    environment = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": token, "HF_HUB_OFFLINE": "0",
-                   "OMP_NUM_THREADS": "1"}
+    environment = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
     return subprocess.run([sys.executable, "-m", "pm.export", *arguments], cwd=ROOT, text=True, capture_output=True,
                           check=False, env=os.environ | environment)
 

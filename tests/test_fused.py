@@ -15,8 +15,6 @@ from pm.packing import pack
 SLIDING, FULL = "sliding_attention", "full_attention"
 KINDS = ["lora", "lora and embeddings", "full"]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def base(window: int, layers=(SLIDING, FULL, SLIDING), **changes) -> Cohere2ForSequenceClassification:
     """Width 32; its weights are large enough that each token matters."""

@@ -36,8 +36,6 @@ from pm.run import build_model, load_corpus
 VOCABULARY, WINDOW = 64, 8
 SLIDING, FULL = "sliding_attention", "full_attention"
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def settings(**changes) -> Cohere2Config:
     return Cohere2Config(**{

@@ -10,6 +10,7 @@ from transformers import Cohere2Config, Cohere2ForCausalLM, LlamaConfig
 
 from pm.errors import UserError
 from pm.model import (
+    PACKAGED,
     Cohere2ForSequenceClassification,
     add_lora,
     check_trainable,
@@ -23,8 +24,6 @@ from pm.model import (
 from pm.tokenizer import train_tokenizer
 
 PAD, EOS, WINDOW = 0, 2, 8
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny_config(**changes) -> Cohere2Config:
@@ -248,6 +247,9 @@ def test_the_small_base_has_a_new_head_and_the_names_of_the_classes(tmp_path):
     assert not torch.equal(one["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
     assert json.loads((tmp_path / "one" / "config.json").read_text())["id2label"] == {"0": "a", "1": "b", "2": "tie"}
     assert load_tokenizer(str(tmp_path / "one")).get_vocab() == tokenizer.get_vocab()
+    small, packaged = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "one", PACKAGED))
+    assert {name for name in small.keys() & packaged.keys() if small[name] != packaged[name]} <= {
+        "architectures", "vocab_size", "dtype", "transformers_version", "initializer_range", "logit_scale"}
 
 
 def refusal(name, labels=TWO) -> str:

@@ -56,8 +56,7 @@ class Hosts:
     def start(self, host: str, *command: str, before: str = "", log: Path) -> subprocess.Popen:
         """`command` on a host, after the shell commands `before`."""
         script = f'hostname {host}; cd {shlex.quote(str(ROOT))}; {before} exec "$@"'
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "GLOO_SOCKET_IFNAME": "cable"}
+        environment = os.environ | {"GLOO_SOCKET_IFNAME": "cable"}
         with log.open("w") as file:
             return subprocess.Popen(
                 self.inside("ip", "netns", "exec", host, "unshare", "--uts", "sh", "-ec", script, "sh", *command),
@@ -163,8 +162,7 @@ def exported(run: Path) -> str:
 def one_host(workplace):
     """The run of two ranks on one host."""
     command = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2", "train.py"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    result = subprocess.run([*command, *flags(workplace, "one_host")], cwd=ROOT, env=environment, text=True,
+    result = subprocess.run([*command, *flags(workplace, "one_host")], cwd=ROOT, text=True,
                             capture_output=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return workplace / "one_host"

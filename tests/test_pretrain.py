@@ -22,7 +22,7 @@ from pm.data.prepare import encode, read
 from pm.encoding import Encoder
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 STEPS, LENGTH = 30, 96
 SHAPE = {"model_type": "cohere2", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 48, "sliding_window": 16, "max_position_embeddings": 512,

@@ -534,7 +534,7 @@ def test_a_report_over_two_sources_limits_each_by_itself(tmp_path):
 
 @pytest.mark.parametrize(("name", "contents"), [
     ("rows.jsonl", b""), ("rows.jsonl", b"\n \r\n\n"), ("rows.jsonl", b"\xef\xbb\xbf"),
-    ("rows.jsonl.gz", gzip.compress(b"\n")), ("rows.json", b"[]"), ("rows.csv", b""),
+    ("rows.jsonl.gz", gzip.compress(b"\n", mtime=0)), ("rows.json", b"[]"), ("rows.csv", b""),
     ("rows.csv", b"prompt,response_a,response_b,winner\n"),
 ])
 def test_no_rows_is_an_error(tmp_path, name, contents):
@@ -575,17 +575,17 @@ def test_a_missing_folder_is_an_error(tmp_path, folder, name):
     pytest.param("rows.json", b"[" * 100_000, "is not JSON: ", id="deep list"),
     pytest.param("rows.json", b"[" + b"1" * 100_000 + b"]", "is not JSON: Exceeds the limit", id="long integer"),
     ("rows.jsonl.gz", b"{}", "cannot be read: Not a gzipped file"),
-    ("rows.jsonl.gz", gzip.compress(b'{"id": 1}\n' * 1000)[:-10], "cannot be read: Compressed file ended"),
+    ("rows.jsonl.gz", gzip.compress(b'{"id": 1}\n' * 1000, mtime=0)[:-10], "cannot be read: Compressed file ended"),
     ("rows.csv", b"prompt,response_a,response_a,response_b,winner\n1,2,3,4,a\n", "column 'response_a' stands twice"),
     ("rows.csv", b'a,b\n1,2\n1,"2"3\n1,2\n', ":3: ',' expected after"),
     ("rows.csv", b'a,b\n1,2\n1,"2\n', ":3: unexpected end of data"),
-    ("rows.jsonl.gz", gzip.compress(b"{}")[:15] + b"\xff" * 9, "cannot be read: "),
-    ("rows.json.gz", gzip.compress(b"{}")[:-3], "cannot be read: "),
+    ("rows.jsonl.gz", gzip.compress(b"{}", mtime=0)[:15] + b"\xff" * 9, "cannot be read: "),
+    ("rows.json.gz", gzip.compress(b"{}", mtime=0)[:-3], "cannot be read: "),
     ("rows.txt.gz", b"text", "cannot be read: Not a gzipped file"),
-    ("rows.txt.gz", gzip.compress(b"text\n\n" * 1000)[:-10], "cannot be read: Compressed file ended"),
-    ("rows.csv.gz", gzip.compress(b"a,b\n1,2\n")[:-9], "cannot be read: "),
+    ("rows.txt.gz", gzip.compress(b"text\n\n" * 1000, mtime=0)[:-10], "cannot be read: Compressed file ended"),
+    ("rows.csv.gz", gzip.compress(b"a,b\n1,2\n", mtime=0)[:-9], "cannot be read: "),
     ("rows.parquet.gz", b"{}", "cannot be read: "),
-    ("rows.parquet.gz", gzip.compress(b"no parquet file"), "cannot be read: "),
+    ("rows.parquet.gz", gzip.compress(b"no parquet file", mtime=0), "cannot be read: "),
     pytest.param("rows.csv", b"%s,%s\n" % (b"n" * 1_000_000, b"n" * 1_000_000), "column 'n", id="long column"),
     ("rows.parquet", b"", "cannot be read: "),
     ("rows.parquet", b"no parquet file at all", "cannot be read: "),

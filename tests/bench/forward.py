@@ -103,7 +103,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        data = load_data(parse(["--data", arguments.data, "--cache_dir", folder]).config, Path(folder))
+        argv = ["--model", "small-random", "--data", arguments.data, "--cache_dir", folder]
+        data = load_data(parse(argv).config, Path(folder))
         chosen = np.random.default_rng(0).permutation(len(data.train.encoded))[: arguments.pairs]
         rows = data.train.encoded.select(chosen)
     shape = PRESETS[arguments.model]

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     noticed = distributed.on_main(lambda: audit_run(config, run, data))
     distributed.say("\n".join([f"run: {run}", data.summary, *noticed]))
     batches = Batches(data.train.encoded, data.rates, data.encoder.template, ds_config["train_batch_size"],
-                      config.evaluation_tokens, config.orders or "none", config.seed, config.packing)
+                      config.token_budget, config.orders or "none", config.seed, config.packing)
 
     # 3. Model and engine
     model = distributed.together(lambda: build_model(config, run, data.task.labels, dtype_of(ds_config), prior(data)))
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
 
     # 4. The loop
     def evaluate(rows: Dataset) -> list[dict]:
-        return score(engine, rows, data.encoder.template, data.task, config.evaluation_tokens, device,
+        return score(engine, rows, data.encoder.template, data.task, config.token_budget, device,
                      packing=config.packing, shared=True)
 
     shortcuts = cache(lambda: fitted_shortcuts(data, data.test.rows, config.cache_dir))

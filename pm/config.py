@@ -98,8 +98,9 @@ class Common:
         return self.model in (BASE, SMALL_RANDOM)
 
     @property
-    def evaluation_tokens(self) -> int:
-        """Of one forward pass where nothing is trained: the same on every machine, as are the last digits."""
+    def token_budget(self) -> int:
+        """Tokens of one forward pass: of an evaluation, on every machine the same, as are its last digits; and of
+        training until `auto` has measured."""
         return DEFAULT_TOKENS if self.tokens_per_micro_batch == AUTO else self.tokens_per_micro_batch
 
 
@@ -216,12 +217,25 @@ def parse(argv: list[str], kind: type[Common] = Config, ds_config: str = "ds_con
     run = None
     if resume is None:
         config = _check(_defaults(kind(**given)))
-        if "vocab_size" in given and not config.random_base:
-            raise UserError(f"--vocab_size {config.vocab_size} is of --model small-random; {config.model} has its own")
+        _refuse_unused(config, given)
     else:
         run = newest_run("checkpoints/latest", kind.RUNS) if resume == "newest" else Path(resume)
         config = _check(_resumed(run, given, settings, kind))
     return Arguments(_with_packing(config, settings, given), settings, run)
+
+
+def _refuse_unused(config: Common, given: dict) -> None:
+    """Raises `UserError` for a flag that was given and says nothing here."""
+    for name in ("vocab_size", "shape", "tokenizer_temperature"):
+        if name in given and not config.random_base:
+            raise UserError(f"--{name} {given[name]} is of --model small-random; {config.model} has its own")
+    if not isinstance(config, Config):
+        return
+    for name in ("lora_rank", "lora_alpha", "lora_dropout"):
+        if name in given and config.tune != "lora":
+            raise UserError(f"--{name} {given[name]:g} is of --tune lora; here all weights are trained")
+    if "order_weight" in given and config.orders != "both":
+        raise UserError(f"--order_weight {given['order_weight']:g} is of --orders both")
 
 
 def newest_run(holds: str, root: Path = Config.RUNS) -> Path:
@@ -359,7 +373,10 @@ def _add_flag(parser: argparse.ArgumentParser, item: dataclasses.Field, kind: ty
 
 
 def _number_or_auto(text: str) -> int | str:
-    return text if text == AUTO else int(text)
+    try:
+        return text if text == AUTO else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, or {AUTO}") from None
 
 
 def fail(message: str):

@@ -87,7 +87,7 @@ def drop_step(engine, inputs: dict) -> None:
     """
     if engine.zero_optimization_stage() > 1:
         raise UserError("out of memory; with zero_optimization.stage 2 or 3 the step cannot be made again: a lower "
-                        "--tokens_per_micro_batch takes less")
+                        "--tokens_per_micro_batch takes less", of_this_rank=True)
     engine.backward(engine(**inputs)[0].sum() * math.nan)
 
 

@@ -10,7 +10,12 @@ CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 class UserError(Exception):
-    """Names the file or flag, the rule and the value; `main` prints it on one line."""
+    """Names the file or flag, the rule and the value; `main` prints it on one line: the first rank, or with
+    `of_this_rank` the one that has it, where the others do not."""
+
+    def __init__(self, message: str, of_this_rank: bool = False):
+        super().__init__(message)
+        self.of_this_rank = of_this_rank
 
 
 def run_main(main: Callable[[list[str]], None], speaks: Callable[[], bool] = lambda: True,
@@ -22,7 +27,7 @@ def run_main(main: Callable[[list[str]], None], speaks: Callable[[], bool] = lam
     except (UserError, OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in CANNOT_WRITE:
             raise
-        if speaks():
+        if speaks() or getattr(error, "of_this_rank", False):
             print(f"error: {_told(error)}", file=sys.stderr, flush=True)
         leave()
         raise SystemExit(2) from None

@@ -9,7 +9,7 @@ from pm.batches import Batches
 from pm.distributed import gather_lists, ranks_here, say
 
 HEADROOM = 0.8  # share of the free memory that is planned with
-PROBES = (1024, 4096)  # tokens of the two passes whose difference shows what a token takes
+PROBES = (1024, 4096)  # tokens, at least, of the two passes whose difference shows what a token takes
 FASTEST_ON_CPU = 4096  # tokens: micro-batches of more are slower there (tests/bench/forward.py)
 
 CONTAINER_MEMORY = [(Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")), (
@@ -35,8 +35,11 @@ def fitting_budget(model: nn.Module, batches: Batches, device: torch.device, **m
 
     peak(PROBES[0])  # what is made once does not count
     free = free_bytes(device)
-    (few, bytes_of_few), (many, bytes_of_many) = map(peak, PROBES)
-    per_token = max(1.0, (bytes_of_many - bytes_of_few) / max(1, many - few))
+    few, bytes_of_few = peak(PROBES[0])
+    many, bytes_of_many = peak(max(PROBES[1], 2 * few))
+    if many == few:  # there is only one row: all that is taken, the weights too, counts as the tokens'
+        few = bytes_of_few = 0
+    per_token = max(1.0, (bytes_of_many - bytes_of_few) / (many - few))
     useful = FASTEST_ON_CPU if device.type == "cpu" else batches.longest_step
     found = min(gather_lists([max(1, min(int(HEADROOM * free / per_token), useful))]))
     say(f"--tokens_per_micro_batch auto: {found:,} (a pass takes {per_token / 1024:,.0f} KiB a token; "

@@ -210,6 +210,18 @@ def _refuse_unreadable(flag: str, model: LanguageModel) -> None:
         raise UserError(f"{flag} cannot be read as a language model: {reason}")
 
 
+def save_model(folder: Path, model: nn.Module, tokenizer, architecture: str, **options) -> None:
+    """Weights, config.json and tokenizer, as classes of others read them. `options` are those of `save_pretrained`."""
+    config = model.config
+    config.pad_token_id = tokenizer.pad_token_id
+    # Transformers 4, and what is built on it, reads rope_theta only here, and would take its default without a word.
+    config.rope_theta = config.rope_parameters["rope_theta"]
+    model.save_pretrained(folder, **options)
+    config.architectures = [architecture]  # and not the model's own class, where others have it under another name
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def load_tokenizer(name: str):
     """The tokenizer of a hub id or local folder."""
     try:
@@ -244,6 +256,10 @@ def load_model(name: str, dtype: torch.dtype, labels: Sequence[str]) -> tuple[Co
 
 
 def _cohere2_config(name: str) -> Cohere2Config:
+    folder = Path(name).expanduser()
+    if (folder / "adapter_config.json").is_file() or (folder / "export").is_dir():
+        raise UserError(f"--model {name} is an adapter, or a run; a whole model is needed: RUN/export after --tune "
+                        "full, else RUN/merged, which `python -m pm.export RUN --merged` writes")
     try:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # as for a shape

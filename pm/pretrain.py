@@ -17,7 +17,14 @@ from pm.engine import drop_step, engine_config, update
 from pm.errors import UserError, run_main
 from pm.files import written_aside
 from pm.language_card import language_card
-from pm.model import LanguageModel, load_language_model, load_tokenizer, new_language_model, parameter_groups
+from pm.model import (
+    LanguageModel,
+    load_language_model,
+    load_tokenizer,
+    new_language_model,
+    parameter_groups,
+    save_model,
+)
 from pm.packing import sequence_sums
 from pm.perplexity import perplexities, score_language, table
 from pm.run import Corpus, dtype_of, load_corpus, tokenizer_of
@@ -37,7 +44,7 @@ def main(argv: list[str]) -> None:
     corpus = distributed.main_first(lambda: load_corpus(config, run))
     distributed.say(f"run: {run}\n{corpus.summary}")
     batches = Batches(corpus.train, corpus.rates, corpus.encoder.template, ds_config["train_batch_size"],
-                      config.evaluation_tokens, "random", config.seed, packing=True)
+                      config.token_budget, "random", config.seed, packing=True)
 
     # 3. Model and engine
     model = distributed.together(lambda: build_language_model(config, run, dtype_of(ds_config)))
@@ -48,7 +55,7 @@ def main(argv: list[str]) -> None:
 
     # 4. The loop
     def evaluate() -> dict:
-        losses_N = score_language(engine, corpus.test, corpus.encoder.template, config.evaluation_tokens, device,
+        losses_N = score_language(engine, corpus.test, corpus.encoder.template, config.token_budget, device,
                                   shared=True)
         return perplexities(corpus.test, losses_N)
 
@@ -133,10 +140,7 @@ def export(run: Path, name: str, config: Pretraining, ds_config: dict, corpus: C
     for parameter_name, parameter in model.named_parameters():
         parameter.data = state[f"master/{parameter_name}"].to(dtype)
     with written_aside(run / "export") as folder:
-        model.save_pretrained(folder)
-        model.config.architectures = ["Cohere2ForCausalLM"]  # and not the class here, which others do not have
-        model.config.save_pretrained(folder)
-        load_tokenizer(tokenizer_of(config, run)).save_pretrained(folder)
+        save_model(folder, model, load_tokenizer(tokenizer_of(config, run)), "Cohere2ForCausalLM")
         fresh = load_language_model(str(folder), dtype).state_dict()
         for parameter_name, parameter in model.state_dict().items():
             if not torch.equal(parameter, fresh[parameter_name]):

@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -111,13 +113,17 @@ def open_run(arguments: Arguments) -> Path:
 
 
 def _new_run(arguments: Arguments) -> Path:
-    run = Path(arguments.config.output or arguments.config.RUNS / f"{datetime.now():%Y%m%d-%H%M%S}")
-    if checkpoint.names(run):
+    config = arguments.config
+    run = Path(config.output or config.RUNS)
+    if config.output and checkpoint.names(run):
         raise UserError(f"--output {run} holds a run already; continue it with --resume {run}, or name another")
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        if config.output:
+            run.mkdir(parents=True, exist_ok=True)
+        else:
+            run = _folder_of_now(run)
         if any(run.iterdir()):
-            load_config(run, type(arguments.config))  # an attempt that came to no checkpoint, or nothing of ours
+            load_config(run, type(config))  # an attempt that came to no checkpoint, or nothing of ours
     except (OSError, UserError) as error:
         raise UserError(f"--output {run} cannot be a new run's folder: {error}") from None
     for name in ("base", TOKENIZER):
@@ -126,8 +132,17 @@ def _new_run(arguments: Arguments) -> Path:
         (run / name).unlink(missing_ok=True)
     _write(run / "ds_config.json", arguments.ds_config)
     _write(run / "environment.json", environment())
-    _write(run / "config.json", dataclasses.asdict(arguments.config))
+    _write(run / "config.json", dataclasses.asdict(config))
     return run
+
+
+def _folder_of_now(runs: Path) -> Path:
+    """A new folder, also where other runs start in the same second."""
+    for attempt in count(1):
+        run = runs / f"{datetime.now():%Y%m%d-%H%M%S}{f'-{attempt}' if attempt > 1 else ''}"
+        with suppress(FileExistsError):
+            run.mkdir(parents=True)
+            return run
 
 
 def base_of(config: Config, run: Path) -> str:

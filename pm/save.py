@@ -23,7 +23,7 @@ from pm.encoding import Encoder
 from pm.errors import UserError
 from pm.files import written_aside
 from pm.merge import compared_rows, digests, drift, merged
-from pm.model import load_model, load_tokenizer
+from pm.model import load_model, load_tokenizer, save_model
 from pm.predict import SETTINGS, PreferenceModel
 from pm.run import Data, base_of, build_model, dtype_of, load_data, saved_labels
 from pm.task import Task
@@ -85,7 +85,7 @@ def export(run: Path, checkpoint: Checkpoint, output: Path, calibration: Calibra
     settings = {
         "base": _base(config, whole), "tune": config.tune, "merged": form.merged and lora,
         "dtype": str(dtype).removeprefix("torch."), "task": config.task, "labels": labels, "packing": config.packing,
-        "tokens_per_micro_batch": config.evaluation_tokens, "max_length": config.max_length,
+        "tokens_per_micro_batch": config.token_budget, "max_length": config.max_length,
         "template": encoder.template.saved(), "run": run.resolve().name, "checkpoint": checkpoint.path.name,
         "step": checkpoint.trainer["step"],
     }
@@ -155,7 +155,8 @@ def _base(config: Config, whole: bool) -> str:
     """From where an adapter's base is loaded; of whole weights only what they were made from."""
     if config.own_base:
         return config.model if whole else "base"
-    return publish.hub_id(config.model) or (Path(config.model).name if whole else config.model)
+    folder = Path(config.model).expanduser().resolve()  # which another process may look for from elsewhere
+    return publish.hub_id(config.model) or (folder.name if whole else str(folder))
 
 
 def _data(config: Config, run: Path) -> Data | None:
@@ -179,16 +180,9 @@ def _refuse_foreign(output: Path) -> None:
 
 
 def _save_model(folder: Path, model: torch.nn.Module, base: str, whole: bool) -> None:
-    """Weights, config.json and tokenizer."""
-    tokenizer, config = load_tokenizer(base), model.config
-    config.architectures = ["Cohere2ForSequenceClassification"]
-    config.pad_token_id = tokenizer.pad_token_id
-    # Transformers 4, and what is built on it, reads rope_theta only here, and would take its default without a word.
-    config.rope_theta = config.rope_parameters["rope_theta"]
     # PEFT would look the base up on the hub to decide whether embeddings were resized; they never are.
-    model.save_pretrained(folder, **({} if whole else {"save_embedding_layers": False}))
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    options = {} if whole else {"save_embedding_layers": False}
+    save_model(folder, model, load_tokenizer(base), "Cohere2ForSequenceClassification", **options)
 
 
 def _check_digests(fresh: PreferenceModel, dtype: torch.dtype, wanted: dict[str, str]) -> None:

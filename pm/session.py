@@ -43,11 +43,13 @@ class Session:
         self.total_steps = min(max(1, round(self.config.epochs * batches.per_epoch)), self.config.max_steps or 10**12)
         engine.train()
         setting, budget = self.config.tokens_per_micro_batch, None
+        self._budget_of = [setting, str(self.device), distributed.world_size(), engine.zero_optimization_stage(),
+                           getattr(self.config, "packing", True)]
         if self._resumed:
             trainer = self._resumed.trainer
             self.step, self.updates, self._best = trainer["step"], trainer["updates"], trainer["best"]
-            if trainer.get("tokens_per_micro_batch") == setting:
-                budget = trainer.get("token_budget")
+            if trainer.get("token_budget_of") == self._budget_of:
+                budget = trainer["token_budget"]  # found, or halved, by the run so far
             set_state(engine, self._resumed.state(), self.updates)
             distributed.say(f"resumed from {self._resumed.path} at step {self.step} of {self.total_steps}")
         else:
@@ -110,7 +112,6 @@ class Session:
         is_best = checkpoint.is_better(value, self._best, metric)
         self._best = value if is_best else self._best
         trainer = {"step": self.step, "updates": self.updates, "best": self._best,
-                   "tokens_per_micro_batch": self.config.tokens_per_micro_batch,
-                   "token_budget": self._batches.token_budget}
+                   "token_budget": self._batches.token_budget, "token_budget_of": self._budget_of}
         self.saved = distributed.on_main(partial(checkpoint.commit, self.run, get_state(self._engine), trainer,
                                                  self.config.keep, is_best))

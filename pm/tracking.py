@@ -179,7 +179,7 @@ class Tracker:
         """That of the test split (`perplexity.perplexities`), overall and by language."""
         if is_main():
             self._write("eval", {"step": step, **found["overall"], "by_language": found["by_language"]},
-                        lambda: {"eval/by_language": _table("language", found["by_language"],
+                        lambda: {"eval/by_language": _table("language", _finite(found["by_language"]),
                                                             ("rows", "tokens", "loss", "perplexity"))})
 
     def export(self, folder: Path, step: int, metrics: dict) -> None:
@@ -222,8 +222,7 @@ class Tracker:
                     for name, found in values.get("shortcuts", {}).items()}
         # wandb ignores a row whose number is not above the last one's: an evaluation of a step is one more than it.
         number = 2 * values["step"] + (phase == "eval")
-        shown = {"step": values["step"], **numbers, **more()}
-        self._try(lambda: self.wandb.log(shown, step=number))
+        self._try(lambda: self.wandb.log({"step": values["step"], **numbers, **more()}, step=number))
 
     def _try(self, work) -> None:
         try:

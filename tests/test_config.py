@@ -181,6 +181,25 @@ def test_the_vocabulary_is_chosen_only_for_new_weights(tmp_path):
         "--vocab_size 500 is of --model small-random; base has its own")
 
 
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--tune", "full", "--lora_rank", "4"], "--lora_rank 4 is of --tune lora; here all weights are trained"),
+    (["--model", "small-random", "--lora_dropout", "0.1"],
+     "--lora_dropout 0.1 is of --tune lora; here all weights are trained"),
+    (["--orders", "random", "--order_weight", "0.9"], "--order_weight 0.9 is of --orders both"),
+])
+def test_a_flag_that_would_say_nothing_is_refused(tmp_path, flags, message):
+    assert refusal(read_flags, tmp_path, *flags) == message
+
+
+def test_a_new_shape_or_tokenizer_is_of_new_weights(tmp_path):
+    for name in ("shape", "tokenizer_temperature", "vocab_size"):
+        value = {"shape": "my.json", "tokenizer_temperature": "0.25", "vocab_size": "500"}[name]
+        with pytest.raises(UserError) as error:
+            parse(["--model", "base", f"--{name}", value], Pretraining, str(ROOT / "pm/ds_configs/pretrain.json"))
+        assert str(error.value) == f"--{name} {value} is of --model small-random; base has its own"
+        parse([f"--{name}", value], Pretraining, str(ROOT / "pm/ds_configs/pretrain.json"))
+
+
 def test_default_test_fraction_depends_on_the_data(tmp_path):
     assert read_flags(tmp_path).test_fraction == 0.25
     assert read_flags(tmp_path, "--data", "a.jsonl").test_fraction == 0.05
@@ -492,6 +511,8 @@ def test_help_names_each_flag(capsys):
     (["--train_batch_size", "8"], "unrecognized arguments: --train_batch_size 8"),
     (["--lora_rank", "many"], "argument --lora_rank: invalid int value: 'many'"),
     (["--lora_rank", "1.5"], "argument --lora_rank: invalid int value: '1.5'"),
+    (["--tokens_per_micro_batch", "most"],
+     "argument --tokens_per_micro_batch: most: must be a whole number, or auto"),
     (["--epochs", "all"], "argument --epochs: invalid float value: 'all'"),
     (["--lora_rank"], "argument --lora_rank: expected one argument"),
     (["--data"], "argument --data: expected at least one argument"),
@@ -556,7 +577,7 @@ def test_values_out_of_range_are_named(tmp_path, name, value, rule):
     ("tokens_per_micro_batch", 1), ("eval_every", 0), ("keep", 1), ("log_every", 1),
 ])
 def test_values_at_the_edge_are_taken(tmp_path, name, value):
-    assert getattr(read_flags(tmp_path, f"--{name}={value}", "--model", "small-random"), name) == value
+    assert getattr(read_flags(tmp_path, f"--{name}={value}", "--model", "small-random", "--tune", "lora"), name) == value
 
 
 def test_test_data_and_test_fraction_exclude_each_other(tmp_path):

@@ -10,6 +10,7 @@ from pm import memory
 from pm.batches import Batches
 from pm.encoding import Template
 from pm.errors import UserError
+from pm.model import PreferenceOutput
 
 CPU = torch.device("cpu")
 MEGABYTES = 2**20
@@ -73,6 +74,25 @@ def test_a_budget_is_at_most_what_a_step_has_and_less_where_there_is_less(packin
     assert all(parameter.grad is None for parameter in model.parameters())  # the first step begins from nothing
     monkeypatch.setattr(memory, "HEADROOM", 1e-12)
     assert memory.fitting_budget(model, rows, CPU) == 1
+
+
+def test_a_budget_counts_tokens_also_where_one_row_is_longer_than_the_probes(monkeypatch):
+    """Each pass is said to take 1,000 bytes a token on top of 10,000; 10 million bytes are free."""
+    read = []
+
+    class Model(torch.nn.Linear):
+        def forward(self, pack):
+            read.append(len(pack.input_ids))
+            return PreferenceOutput(self.weight.sum())
+
+    monkeypatch.setattr(memory, "PROBES", (16, 64))  # the longest row has 2 x 30 tokens
+    monkeypatch.setattr(memory, "FASTEST_ON_CPU", 10**9)
+    monkeypatch.setattr(memory, "peak_bytes", lambda device: 10_000 + 1000 * read[-1])
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**7)
+    assert memory.fitting_budget(Model(1, 1), batches(True), CPU) == pytest.approx(8000, abs=1)
+    one = batches(True)
+    one = Batches(one.rows.select([7]), np.ones(1), Template.of(TOKENIZER), 4, 8192, "both", 0, True)
+    assert memory.fitting_budget(Model(1, 1), one, CPU) < 8000
 
 
 @pytest.mark.parametrize("packing", [False, True])

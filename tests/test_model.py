@@ -267,6 +267,15 @@ def test_another_model_type_is_refused(tmp_path):
     assert refusal(tmp_path) == f"--model {tmp_path} is of type llama; a cohere2 model is needed"
 
 
+def test_an_adapter_or_a_run_is_refused_with_what_can_be_trained_on(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    (tmp_path / "run/export").mkdir(parents=True)
+    for name in ("adapter", "run"):
+        assert refusal(tmp_path / name).startswith(
+            f"--model {tmp_path / name} is an adapter, or a run; a whole model is needed: RUN/export after --tune full")
+
+
 def test_a_head_of_other_classes_is_refused(tmp_path):
     tiny_model(id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1}).save_pretrained(tmp_path / "two")
     for labels in (THREE, ("b", "a"), ("no", "yes")):

@@ -164,6 +164,9 @@ def test_the_export_is_a_model_of_transformers_with_the_same_loss(reference):
 
 
 def test_the_card_says_how_the_model_was_made(reference):
+    saved = json.loads((reference / "reference/export/config.json").read_text())
+    assert saved["architectures"] == ["Cohere2ForCausalLM"]
+    assert saved["rope_theta"] == saved["rope_parameters"]["rope_theta"]
     card = (reference / "reference/export/README.md").read_text()
     found, data = losses(reference, "reference"), json.loads((reference / "reference/data.json").read_text())
     assert card.startswith("---\nlanguage:\n- ")

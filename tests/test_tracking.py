@@ -231,6 +231,29 @@ def test_curves_tables_config_and_export_are_in_wandbs_file(offline):
     assert json.loads(artifact.metadata) == {"step": 1, **NUMBERS}
 
 
+def test_perplexities_by_language_are_a_table_of_wandb(offline):
+    tracker = started(offline, 0)
+    part = {"rows": 2, "tokens": 9, "loss": 800.0, "perplexity": math.inf}
+    tracker.perplexity(1, {"overall": part, "by_language": {"de": part}})
+    tracker.close()
+    (file,) = wandb_files(offline)
+    (evaluated,) = history(file)
+    table = json.loads((file.parent / "files" / evaluated["eval/by_language.path"]).read_text())
+    assert table["columns"] == ["language", "rows", "tokens", "loss", "perplexity"]
+    assert table["data"] == [["de", 2, 9, 800.0, None]]
+
+
+def test_a_plot_that_fails_ends_wandb_and_not_the_run(offline, monkeypatch, capsys):
+    tracker = started(offline, 0)
+    of_wandb = tracker.wandb
+    monkeypatch.setattr("pm.tracking.plots.plots", lambda metrics: {}["no such plot"])
+    tracker.evaluation(1, METRICS)
+    of_wandb.finish()  # else the next test would get this run
+    assert tracker.wandb is None
+    assert "wandb has stopped, the run goes on without it" in capsys.readouterr().out
+    assert [json.loads(line)["step"] for line in (offline / "metrics.jsonl").read_text().splitlines()] == [1]
+
+
 def test_a_resumed_run_is_one_run_with_each_step_once(offline):
     """The first attempt is cut off in an evaluation, the second one after it has gone back twice."""
     def train(start_step: int, steps: range, evaluations: tuple[int, ...]) -> None:

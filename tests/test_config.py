@@ -577,7 +577,8 @@ def test_values_out_of_range_are_named(tmp_path, name, value, rule):
     ("tokens_per_micro_batch", 1), ("eval_every", 0), ("keep", 1), ("log_every", 1),
 ])
 def test_values_at_the_edge_are_taken(tmp_path, name, value):
-    assert getattr(read_flags(tmp_path, f"--{name}={value}", "--model", "small-random", "--tune", "lora"), name) == value
+    random = ["--model", "small-random", "--tune", "lora"]
+    assert getattr(read_flags(tmp_path, f"--{name}={value}", *random), name) == value
 
 
 def test_test_data_and_test_fraction_exclude_each_other(tmp_path):

@@ -4,7 +4,8 @@ comes from. Shapes: B sequences, L and T tokens, D hidden, C classes.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from transformers import (
     Cohere2PreTrainedModel,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from pm.errors import UserError, first_line
 from pm.files import written_aside
@@ -189,7 +190,8 @@ def load_language_model(name: str, dtype: torch.dtype) -> LanguageModel:
     `UserError`."""
     config = _cohere2_config(name)
     try:
-        model, info = LanguageModel.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+        with _without_report():
+            model, info = LanguageModel.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
     except Exception as error:  # as for a shape
         raise UserError(f"--model {name}: the weights cannot be loaded: {_told(error)}") from None
     _refuse_missing(name, set(info["missing_keys"]))
@@ -246,13 +248,25 @@ def load_model(name: str, dtype: torch.dtype, labels: Sequence[str]) -> tuple[Co
     try:
         for key, value in _head(labels).items():
             setattr(config, key, value)
-        model, info = Cohere2ForSequenceClassification.from_pretrained(name, config=config, dtype=dtype,
-                                                                       output_loading_info=True)
+        with _without_report():
+            model, info = Cohere2ForSequenceClassification.from_pretrained(name, config=config, dtype=dtype,
+                                                                           output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {name}: the weights cannot be loaded: {first_line(error)}") from None
     missing = set(info["missing_keys"])
     _refuse_missing(name, missing - {HEAD, BIAS})
     return model, HEAD not in missing and any(parameter.any() for parameter in model.score.parameters())
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Missing weights are looked at here; transformers' table of them asks a user to train what is about to be."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _cohere2_config(name: str) -> Cohere2Config:

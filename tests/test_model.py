@@ -1,6 +1,7 @@
 """The model: where it reads its verdict, what it loads, what it trains."""
 
 import json
+import logging
 import math
 
 import pytest
@@ -284,6 +285,15 @@ def test_a_head_of_other_classes_is_refused(tmp_path):
     tiny_model(num_labels=3).save_pretrained(tmp_path / "three")
     assert refusal(tmp_path / "three") == (
         f"--model {tmp_path / 'three'} has a head for the classes LABEL_0, LABEL_1, LABEL_2; one for a, b is needed")
+
+
+def test_a_new_head_is_loaded_without_a_warning(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    Cohere2ForCausalLM(tiny_config()).save_pretrained(tmp_path)
+    before = logging.getLogger("transformers").level
+    assert load_model(str(tmp_path), torch.float32, TWO)[1] is False
+    assert [record for record in caplog.records if "MISSING" in record.getMessage()] == []
+    assert logging.getLogger("transformers").level == before
 
 
 def test_a_head_whose_classes_have_no_names_is_kept(tmp_path):

@@ -102,14 +102,22 @@ class Corpus:
 
 
 def open_run(arguments: Arguments) -> Path:
-    """The run's folder, the same on all ranks; a new one gets its settings written.
+    """The run's folder, the same on all ranks; a new one gets its settings written, a resumed one the environment in
+    which it goes on.
 
     Raises `UserError` where `--output` is a run with checkpoints, or a folder of something else, or not shared by all
     machines.
     """
     run = arguments.resume or distributed.on_main(lambda: _new_run(arguments))
     distributed.check_shared(run, "--resume" if arguments.resume else "--output")
+    if arguments.resume:
+        distributed.on_main(lambda: _note_resumed(run / "environment.json"))
     return run
+
+
+def _note_resumed(path: Path) -> None:
+    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    _write(path, found | {"resumed": [*found.get("resumed", []), environment()]})
 
 
 def _new_run(arguments: Arguments) -> Path:

@@ -43,8 +43,9 @@ class Session:
         self.total_steps = min(max(1, round(self.config.epochs * batches.per_epoch)), self.config.max_steps or 10**12)
         engine.train()
         setting, budget = self.config.tokens_per_micro_batch, None
-        self._budget_of = [setting, str(self.device), distributed.world_size(), engine.zero_optimization_stage(),
-                           getattr(self.config, "packing", True)]
+        self._budget_of = distributed.on_main(lambda: [  # where one is known, all ranks must take it
+            setting, memory.device_name(), distributed.world_size(), engine.zero_optimization_stage(),
+            getattr(self.config, "packing", True)])
         if self._resumed:
             trainer = self._resumed.trainer
             self.step, self.updates, self._best = trainer["step"], trainer["updates"], trainer["best"]

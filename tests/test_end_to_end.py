@@ -348,6 +348,9 @@ def test_a_resumed_run_ends_in_the_same_bytes(reference, name, settings, ranks, 
     assert losses(workplace, name) == losses(workplace, f"{name}_whole")
     steps = [row["step"] for row in lines(workplace, name, "train")]
     assert steps == list(range(1, 9))
+    environment = json.loads((workplace / name / "environment.json").read_text())
+    assert "--output" in environment["command"] and "--resume" in environment["resumed"][0]["command"]
+    assert len(environment["resumed"]) == 1
 
 
 def test_a_checkpoint_moves_between_ranks_and_zero_stages(reference):

@@ -111,7 +111,8 @@ def plot(found: list[dict]) -> str:
     sources = defaultdict(list)
     for one in found:
         sources[one["source"]].append(one)
-    figure, all_axes = pyplot.subplots(1, len(sources), figsize=(4.2 * len(sources), 3.6), squeeze=False)
+    figure, all_axes = pyplot.subplots(1, len(sources), figsize=(4.2 * len(sources), 4), squeeze=False,
+                                       layout="constrained")
     for axes, (source, runs) in zip(all_axes[0], sources.items(), strict=True):
         for one in runs:
             points, color = one["points"], f"C{list(RUNS).index(one['run'])}"
@@ -125,8 +126,7 @@ def plot(found: list[dict]) -> str:
             axes.axhline(n_grams, color="0.4", linestyle="--", linewidth=1, label="n-grams")
         axes.set(title=source, xlabel="minutes of training", ylabel="held-out accuracy")
         axes.grid(alpha=0.3)
-    all_axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
+    figure.legend(*all_axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()

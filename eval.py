@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pm import benchmarks, distributed, plots, report, shortcuts
-from pm.config import Config, fail, load_config, newest_run
+from pm.config import Config, fail, load_config
 from pm.data.example import content_hash, text_hash
 from pm.data.forms import FORMS
 from pm.data.prepare import check_overlap, describe, encode, read
@@ -20,7 +20,7 @@ from pm.data.sources import Reading, first_row
 from pm.data.targets import target_matrix, with_targets
 from pm.errors import UserError, run_main
 from pm.metrics import DIMENSIONS, compares, difference, evaluation, surest_mistakes
-from pm.predict import PreferenceModel, find_export, read_predictions
+from pm.predict import PreferenceModel, find_export, newest_export, read_predictions
 from pm.ranking import ranking_rows
 from pm.run import Data, Split, environment, fitted_shortcuts, load_data
 from pm.shortcuts import response_only, with_shortcuts
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         if benchmark and not compares(predictions):
             raise UserError(f"--benchmark {arguments.benchmark}: {arguments.predictions} compares no responses")
     else:
-        name = arguments.model or str(newest_run("export/preference.json"))
+        name = arguments.model or newest_export()
         export = find_export(name)
         run = export.parent if (export.parent / "config.json").is_file() else None
         output = arguments.output or _output(arguments, export, run)

@@ -1,6 +1,7 @@
 """The only module that asks for ranks; everything else is silent or collective by itself."""
 
 import os
+import platform
 import secrets
 import signal
 import socket
@@ -74,6 +75,10 @@ def start() -> torch.device:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=_store, rank=rank(),
                                 world_size=world_size())
     return device
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
 
 
 def _meet():

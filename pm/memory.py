@@ -47,10 +47,6 @@ def fitting_budget(model: nn.Module, batches: Batches, device: torch.device, **m
     return found
 
 
-def device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
 def free_bytes(device: torch.device) -> int:
     """What tensors on this rank may take: on a CPU an even share for each rank of this machine."""
     if device.type == "cuda":

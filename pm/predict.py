@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pm.calibration import Calibration
 from pm.collator import Collator, packed_tokens
+from pm.config import newest_run
 from pm.data.example import FEATURES, Example
 from pm.data.forms import BadRow, prompt_turns, storable
 from pm.data.languages import UNKNOWN, language_code
@@ -338,6 +339,11 @@ def _no_prediction(row: dict, first: dict) -> str:
     if not all(isinstance(value, (int, float)) for value in values):
         return "a target or a logit is no number"
     return ""
+
+
+def newest_export() -> str:
+    """The run started last among those that have an export. Raises `UserError` for none."""
+    return str(newest_run(f"export/{SETTINGS}"))
 
 
 def find_export(name: str | Path) -> Path:

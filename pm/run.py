@@ -345,7 +345,7 @@ def environment() -> dict:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "ranks": distributed.world_size(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "device": distributed.device_name(),
     }
 
 

@@ -29,7 +29,6 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from pm import payloads
 from pm.batching import Closed, Full
 from pm.cohorts import Cohorts
-from pm.config import newest_run
 from pm.data import sample
 from pm.data.example import text_hash
 from pm.data.forms import BadRow
@@ -37,7 +36,7 @@ from pm.data.languages import UNKNOWN, language_code
 from pm.data.sources import parse_json_row
 from pm.errors import UserError, run_main
 from pm.gate import Gate, patient
-from pm.predict import PreferenceModel
+from pm.predict import PreferenceModel, newest_export
 from pm.predictions import softmax
 from pm.service import DEFAULTS, Limits, Pair, Service, flips
 from pm.tracking import quiet_libraries
@@ -309,7 +308,7 @@ def main(argv: list[str]) -> None:
     arguments = _parse(argv)
     limits = Limits(arguments.max_body, arguments.max_comparisons, arguments.max_characters, arguments.max_waiting,
                     arguments.timeout)
-    name = arguments.model or str(newest_run("export/preference.json"))
+    name = arguments.model or newest_export()
     model = PreferenceModel.from_pretrained(name)
     token = arguments.token or os.environ.get("PM_TOKEN") or None
     app = create_app(model, name, limits, token, together=arguments.batching, cohort=arguments.cohort,

@@ -44,7 +44,7 @@ class Session:
         engine.train()
         setting, budget = self.config.tokens_per_micro_batch, None
         self._budget_of = distributed.on_main(lambda: [  # where one is known, all ranks must take it
-            setting, memory.device_name(), distributed.world_size(), engine.zero_optimization_stage(),
+            setting, distributed.device_name(), distributed.world_size(), engine.zero_optimization_stage(),
             getattr(self.config, "packing", True)])
         if self._resumed:
             trainer = self._resumed.trainer

@@ -22,11 +22,11 @@ from torch.nn.functional import cross_entropy
 from transformers import Cohere2Config, Cohere2ForCausalLM, PrinterCallback, TrainerCallback, set_seed
 
 from pm import plots
-from pm.config import fail, newest_run
+from pm.config import fail
 from pm.data import sample
 from pm.errors import run_main
 from pm.model import load_tokenizer
-from pm.predict import PreferenceModel, find_export
+from pm.predict import PreferenceModel, find_export, newest_export
 from pm.rlhf import SCALES, PreferenceReward, head_to_head
 from pm.tokenizer import CHATBOT, END_TURN, START_TURN, SYSTEM, USER
 from pm.tracking import quiet_libraries
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     # 1. The judge, and its tokenizer as a chat model has it
     quiet_libraries()
     arguments = parse(argv)
-    name = arguments.model or str(newest_run("export/preference.json"))
+    name = arguments.model or newest_export()
     judge = PreferenceModel.from_pretrained(name)
     tokenizer = load_tokenizer(str(find_export(name)))
     tokenizer.chat_template, tokenizer.eos_token, tokenizer.padding_side = TEMPLATE, END_TURN, "left"

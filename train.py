@@ -90,16 +90,15 @@ def main(argv: list[str]) -> None:
                       "tokens_per_second": values.tokens / seconds, "peak_memory": memory.peak_bytes(device)},
                      show=step % config.log_every == 0)
 
-        # 5. Evaluation and checkpoint; the last one is exported
-        found = None
+        # 5. Checkpoint and evaluation; the last one is exported
+        if session.evaluates or values.stop:
+            session.save()
         if session.evaluates and len(data.test.encoded):
             predictions = evaluate(data.test.encoded)
             metrics = metrics_of(predictions)
             tracker.evaluation(step, metrics)
             tracker.say(f"step {step} test: {report.short(metrics['overall'])}")
-            found = metrics["overall"][config.best_metric]
-        if session.evaluates or values.stop:
-            session.save(found, config.best_metric)
+            session.judge(metrics["overall"][config.best_metric], config.best_metric)
         if values.stop and not session.ended:
             session.say_stopped("deepspeed train.py")
             return

@@ -4,7 +4,7 @@
                             trainer.json        step, counters, settings
                             manifest.json       sha256 and size of the others
     checkpoints/latest                          the newest one's name
-    checkpoints/best                            the best one's name
+    checkpoints/best                            the best one's name, and the value of the metric by which it is
 """
 
 import hashlib
@@ -40,11 +40,11 @@ class Checkpoint:
         return load_file(self.path / STATE)
 
 
-def commit(run: Path, state: dict[str, torch.Tensor], trainer: dict, keep: int, is_best: bool) -> str:
+def commit(run: Path, state: dict[str, torch.Tensor], trainer: dict, keep: int) -> str:
     """Writes a checkpoint and returns its name. Called on one rank.
 
     The files are written and synced in a temporary folder, which is then renamed; `latest` is replaced last. No
-    name is given twice. Then all but the newest `keep` and the best one are deleted.
+    name is given twice. Then all but the newest `keep`, this one among them, and the best one are deleted.
     """
     folder = run / "checkpoints"
     base = name = f"step_{trainer['step']:06d}"
@@ -63,14 +63,34 @@ def commit(run: Path, state: dict[str, torch.Tensor], trainer: dict, keep: int, 
         for path in (temporary / STATE, temporary / TRAINER, temporary / MANIFEST, temporary):
             sync(path)
     sync(folder)
-    if is_best:
-        replace_text(folder / BEST, name + "\n")
     replace_text(folder / LATEST, name + "\n")
-    best = (folder / BEST).read_text("utf-8").strip() if (folder / BEST).exists() else None
-    for old in names(run)[keep:]:
-        if old not in (best, name):
-            shutil.rmtree(folder / old)
+    _delete_old(run, keep, name)
     return name
+
+
+def judge(run: Path, name: str, value: float | None, metric: str, keep: int) -> None:
+    """Makes the newest checkpoint, `name`, the best one where `value` of the metric is better than that of the best so
+    far, which is then deleted unless it is one of the newest `keep`. Called on one rank."""
+    found = best(run)
+    if is_better(value, found and found[1], metric):
+        replace_text(run / "checkpoints" / BEST, f"{name} {value!r}\n")
+        _delete_old(run, keep, name)
+
+
+def best(run: Path) -> tuple[str, float] | None:
+    """The name of the best checkpoint and its value."""
+    path = run / "checkpoints" / BEST
+    if not path.exists():
+        return None
+    name, value = path.read_text("utf-8").split()
+    return name, float(value)
+
+
+def _delete_old(run: Path, keep: int, newest: str) -> None:
+    found = best(run)
+    for name in names(run)[keep:]:
+        if name != newest and not (found and name == found[0]):
+            shutil.rmtree(run / "checkpoints" / name)
 
 
 def is_better(value: float | None, best: float | None, metric: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pm import publish
-from pm.checkpoint import Broken, Checkpoint, load, newest
+from pm.checkpoint import Broken, Checkpoint, best, load, newest
 from pm.config import fail, load_config, newest_run
 from pm.errors import UserError, run_main
 from pm.save import ROWS, Form, export, init
@@ -54,10 +54,10 @@ def _drift_line(found: dict) -> str:
 
 def _checkpoint(run: Path, name: str | None) -> Checkpoint:
     if name == "best":
-        best = run / "checkpoints" / "best"
-        if not best.exists():
+        found = best(run)
+        if not found:
             raise UserError(f"{run} has no best checkpoint: it was not evaluated yet")
-        name = best.read_text("utf-8").strip()
+        name, _ = found
     try:
         return load(run / "checkpoints" / name) if name else newest(run)
     except Broken as error:

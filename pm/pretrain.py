@@ -93,15 +93,14 @@ def main(argv: list[str]) -> None:
                       "seconds": seconds, "tokens_per_second": tokens / seconds,
                       "peak_memory": memory.peak_bytes(device)}, show=step % config.log_every == 0)
 
-        # 5. Perplexity and checkpoint
-        loss = None
+        # 5. Checkpoint and perplexity
+        if session.evaluates or stops:
+            session.save()
         if session.evaluates and len(corpus.test):
             found = evaluate()
             tracker.perplexity(step, found)
             tracker.say(f"step {step} test: perplexity {found['overall']['perplexity']:.2f}")
-            loss = found["overall"]["loss"]
-        if session.evaluates or stops:
-            session.save(loss, "log_loss")
+            session.judge(found["overall"]["loss"], "log_loss")
         if stops and not session.ended:
             session.say_stopped("deepspeed --module pm.pretrain")
             return

@@ -34,7 +34,6 @@ class Session:
         shown = vars(self.config) | {"ds_config": self.ds_config}
         self.tracker = distributed.together(lambda: Tracker(self.run, project, shown))
         self.step = self.updates = self.total_steps = self._skipped = 0
-        self._best: float | None = None
 
     def begin(self, engine, batches: Batches, **more) -> None:
         """Takes the engine that trains on the batches, and puts a resumed run's state into it. `more` is what the model
@@ -48,7 +47,7 @@ class Session:
             getattr(self.config, "packing", True)])
         if self._resumed:
             trainer = self._resumed.trainer
-            self.step, self.updates, self._best = trainer["step"], trainer["updates"], trainer["best"]
+            self.step, self.updates = trainer["step"], trainer["updates"]
             if trainer.get("token_budget_of") == self._budget_of:
                 budget = trainer["token_budget"]  # found, or halved, by the run so far
             set_state(engine, self._resumed.state(), self.updates)
@@ -108,11 +107,13 @@ class Session:
         distributed.say(f"stopped at step {self.step}; continue with: {command} --deepspeed_config "
                         f"{self.run / 'ds_config.json'} --resume {self.run}")
 
-    def save(self, value: float | None, metric: str) -> None:
-        """A checkpoint; `value` of the `metric` says whether it is the best one so far."""
-        is_best = checkpoint.is_better(value, self._best, metric)
-        self._best = value if is_best else self._best
-        trainer = {"step": self.step, "updates": self.updates, "best": self._best,
-                   "token_budget": self._batches.token_budget, "token_budget_of": self._budget_of}
+    def save(self) -> None:
+        """A checkpoint."""
+        trainer = {"step": self.step, "updates": self.updates, "token_budget": self._batches.token_budget,
+                   "token_budget_of": self._budget_of}
         self.saved = distributed.on_main(partial(checkpoint.commit, self.run, get_state(self._engine), trainer,
-                                                 self.config.keep, is_best))
+                                                 self.config.keep))
+
+    def judge(self, value: float | None, metric: str) -> None:
+        """`value` of the `metric` says whether the checkpoint that was saved last is the best one so far."""
+        distributed.on_main(partial(checkpoint.judge, self.run, self.saved, value, metric, self.config.keep))

@@ -13,14 +13,16 @@ import torch
 from safetensors import SafetensorError
 
 from pm import checkpoint
-from pm.checkpoint import Broken, commit, is_better, load, names, newest
+from pm.checkpoint import Broken, best, commit, is_better, judge, load, names, newest
 from pm.errors import UserError
 
 STATE = {"master/w": torch.tensor([[1.5, -0.0, 1e-40], [float("inf"), 3.0, -2.0]]), "exp_avg/w": torch.zeros(2, 3)}
 
 
 def save(run: Path, step: int, keep: int = 9, is_best: bool = False, state=STATE) -> str:
-    return commit(run, state, {"step": step, "updates": step, "best": None}, keep, is_best)
+    name = commit(run, state, {"step": step, "updates": step}, keep)
+    judge(run, name, 1 / step if is_best else None, "log_loss", keep)
+    return name
 
 
 def folder(run: Path, name: str) -> Path:
@@ -39,11 +41,11 @@ def contents(run: Path) -> set[str]:
 
 
 def test_what_is_committed_is_loaded_bitwise(tmp_path):
-    name = commit(tmp_path, STATE, {"step": 40, "updates": 39, "best": 0.25}, 2, False)
+    name = commit(tmp_path, STATE, {"step": 40, "updates": 39}, 2)
     found = load(folder(tmp_path, name))
     assert name == "step_000040"
     assert found.path == folder(tmp_path, "step_000040")
-    assert found.trainer == {"step": 40, "updates": 39, "best": 0.25}
+    assert found.trainer == {"step": 40, "updates": 39}
     state = found.state()
     assert state.keys() == STATE.keys()
     for key, tensor in STATE.items():
@@ -87,14 +89,33 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     for step in (1, 2, 3, 4, 5):
         save(tmp_path, step, keep=2, is_best=step == 2)
     assert names(tmp_path) == ["step_000005", "step_000004", "step_000002"]
-    assert read(tmp_path, "best") == "step_000002\n"
+    assert read(tmp_path, "best") == "step_000002 0.5\n"
 
 
 def test_a_best_that_is_passed_goes(tmp_path):
     for step in (1, 2, 3, 4):
         save(tmp_path, step, keep=1, is_best=step in (1, 3))
     assert names(tmp_path) == ["step_000004", "step_000003"]
-    assert read(tmp_path, "best") == "step_000003\n"
+    assert best(tmp_path) == ("step_000003", 1 / 3)
+
+
+def test_a_best_that_is_passed_by_the_last_one_goes_at_once(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=1, is_best=step != 2)
+    assert names(tmp_path) == ["step_000003"]
+
+
+def test_a_checkpoint_that_is_no_better_changes_nothing(tmp_path):
+    save(tmp_path, 2, is_best=True)
+    name = save(tmp_path, 3)
+    for value, metric in ((0.5, "log_loss"), (0.6, "log_loss"), (0.5, "accuracy"), (float("nan"), "accuracy")):
+        judge(tmp_path, name, value, metric, 9)
+        assert best(tmp_path) == ("step_000002", 0.5)
+
+
+def test_without_a_value_there_is_no_best(tmp_path):
+    save(tmp_path, 1)
+    assert best(tmp_path) is None
 
 
 def test_what_is_just_written_is_kept_though_a_later_step_exists(tmp_path):
@@ -285,7 +306,7 @@ def test_a_state_that_cannot_be_written_leaves_nothing_behind(tmp_path):
 def test_a_trainer_json_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     save(tmp_path, 1)
     with files_of_at_most(2000), pytest.raises(OSError, match="File too large"):
-        commit(tmp_path, STATE, {"step": 2, "rows": ["x" * 100] * 100}, 9, False)
+        commit(tmp_path, STATE, {"step": 2, "rows": ["x" * 100] * 100}, 9)
     assert contents(tmp_path) == {"step_000001", "latest"}
     assert read(tmp_path, "latest") == "step_000001\n"
 
@@ -294,7 +315,7 @@ def test_a_failed_best_keeps_the_old_best(tmp_path):
     save(tmp_path, 1, is_best=True)
     with files_of_at_most(2000), pytest.raises(SafetensorError):
         save(tmp_path, 2, is_best=True, state={"master/w": torch.zeros(4000)})
-    assert read(tmp_path, "best") == "step_000001\n"
+    assert best(tmp_path) == ("step_000001", 1)
 
 
 def test_what_a_killed_write_left_is_no_checkpoint(tmp_path):

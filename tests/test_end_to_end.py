@@ -353,6 +353,26 @@ def test_a_resumed_run_ends_in_the_same_bytes(reference, name, settings, ranks, 
     assert len(environment["resumed"]) == 1
 
 
+def test_an_evaluation_that_fails_costs_no_step(reference):
+    script = reference / "failing.py"
+    script.write_text(f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pm import metrics
+
+def evaluation(predictions):
+    raise OSError("No space left on device")
+
+metrics.evaluation = evaluation
+runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+""")
+    printed = train(reference, "failing", "--max_steps", "4", "--eval_every", "2", expect=1, script=str(script))
+    assert "No space left on device" in printed
+    assert newest_state(reference, "failing").parent.name == "step_000002"
+    assert "at step 2 of 4" in train(reference, "failing", resume=True)
+    assert losses(reference, "failing") == losses(reference, "reference")
+
+
 def test_a_checkpoint_moves_between_ranks_and_zero_stages(reference):
     flags = ("--max_steps", "4", "--eval_every", "2", "--keep", "9")
     train(reference, "moved", *flags)

@@ -22,7 +22,7 @@ from tiny import NAMES, THREE, TOKENIZER, TWO
 from torch import nn
 from transformers import AutoModelForSequenceClassification, Cohere2Config, Cohere2ForCausalLM
 
-from pm.checkpoint import commit, newest
+from pm.checkpoint import commit, judge, newest
 from pm.config import parse
 from pm.errors import UserError
 from pm.export import main
@@ -102,7 +102,7 @@ def write_run(workplace: Path, name: str, *flags: str, settings: str = "fp32", s
     torch.manual_seed(1)
     state = {f"master/{name}": parameter.detach().float() + std * torch.randn(parameter.shape)
              for name, parameter in model.named_parameters() if parameter.requires_grad}
-    commit(run, state, {"step": 7}, keep=1, is_best=True)
+    judge(run, commit(run, state, {"step": 7}, keep=1), 0.5, "log_loss", keep=1)
     return run
 
 

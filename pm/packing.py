@@ -10,8 +10,8 @@ from itertools import pairwise
 import torch
 
 # How many tokens sequences must begin with in common, so that these are read once: for fewer, attention over keys from
-# several segments costs more than the tokens would (tests/bench/shared_prefix.py).
-SHORTEST_SHARED = 16
+# several segments costs more than the tokens would (tests/bench/forward.py --shortest, shared_prefix.py).
+SHORTEST_SHARED = 32
 
 
 @dataclass(frozen=True)

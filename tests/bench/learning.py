@@ -1,8 +1,9 @@
 """Held-out accuracy against training time: python tests/bench/learning.py SOURCE --output FOLDER [--minutes M] [...]
 
-Each of `RUNS` trains on SOURCE for about as long, one after the other, with as many steps as fit by the time of a few;
-what is there already is not made again. Minutes are those of the steps, without start and evaluations. Writes
-learning.json, a table (learning.md) and a plot (learning.svg) of all sources that were run into FOLDER.
+Each of `RUNS` trains on SOURCE for about as long, one after the other, with as many steps as fit by the time of a few,
+or as another seed has made. What is there already is not made again. Minutes are those of the steps, without start and
+evaluations. Writes learning.json, a table (learning.md) and a plot (learning.svg) of all sources that were run into
+FOLDER.
 """
 
 import argparse
@@ -67,11 +68,14 @@ def train(output: Path, source: str, name: str, seed: int, minutes: float, cache
             subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=subprocess.STDOUT)
         return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
-    probe = run.with_name(f"{run.name}-probe")
-    lines = go(probe, "--max_steps", str(PROBE), "--eval_every", "0", "--test_fraction", "0",
-               "--calibration_fraction", "0")
-    times = [line["seconds"] for line in lines if line["phase"] == "train"][PROBE // 3 :]
-    steps = max(EVALUATIONS, int(60 * minutes / statistics.mean(times)))
+    other = next(output.glob(f"{run.name.removesuffix(str(seed))}[0-9]*/points.json"), None)
+    if other:
+        steps = json.loads(other.read_text("utf-8"))["points"][-1]["step"]
+    else:
+        lines = go(run.with_name(f"{run.name}-probe"), "--max_steps", str(PROBE), "--eval_every", "0",
+                   "--test_fraction", "0", "--calibration_fraction", "0")
+        times = [line["seconds"] for line in lines if line["phase"] == "train"][PROBE // 3 :]
+        steps = max(EVALUATIONS, int(60 * minutes / statistics.mean(times)))
     lines = go(run, "--max_steps", str(steps), "--eval_every", str(-(-steps // EVALUATIONS)), "--epochs", "1000")
     seconds, points = 0.0, []
     for line in lines:
@@ -86,9 +90,10 @@ def train(output: Path, source: str, name: str, seed: int, minutes: float, cache
 
 
 def table(found: list[dict]) -> str:
-    """The last point of each run."""
+    """The last point of each run, and what the seeds of a run have on average."""
     lines = ["| set | run | seed | minutes | steps | accuracy, 95 % interval | flips | log-loss | n-grams | n |",
              "|---|---|---|---|---|---|---|---|---|---|"]
+    accuracies = defaultdict(list)
     for one in found:
         last = one["points"][-1]
         low, high = last["accuracy_interval"]
@@ -96,6 +101,11 @@ def table(found: list[dict]) -> str:
         lines.append(f"| {one['source']} | {one['run']} | {one['seed']} | {last['minutes']:.1f} | {last['step']:,} | "
                      f"{last['accuracy']:.3f} [{low:.3f}, {high:.3f}] | {last['flip_rate']:.3f} | "
                      f"{last['log_loss']:.3f} | {n_grams} | {last['n']:,} |")
+        accuracies[one["source"], one["run"]].append(last["accuracy"])
+    lines += ["", "| set | run | seeds | mean accuracy | lowest | highest |", "|---|---|---|---|---|---|"]
+    for (source, run), values in accuracies.items():
+        lines.append(f"| {source} | {run} | {len(values)} | {statistics.mean(values):.3f} | {min(values):.3f} | "
+                     f"{max(values):.3f} |")
     return "\n".join(lines) + "\n"
 
 

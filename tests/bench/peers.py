@@ -343,10 +343,11 @@ def table(results: dict[str, list[dict]], peak: float) -> str:
     def median(rounds: list[dict], name: str) -> float:
         return statistics.median(one[name] for one in rounds)
 
-    def ratio(rounds: list[dict], to: list[dict]) -> str:
-        if "failed" in to[-1]:
+    def ratio(rounds: list[dict], to: str) -> str:
+        if to not in results or "failed" in results[to][-1]:
             return ""
-        found = [one["tokens_per_second"] / other["tokens_per_second"] for one, other in zip(rounds, to, strict=True)]
+        pairs = zip(rounds, results[to], strict=True)
+        found = [one["tokens_per_second"] / other["tokens_per_second"] for one, other in pairs]
         return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
     lines = ["| contender | tokens/s | pairs/s | padding | memory, GB | MFU | x random | x grouped | start, s |",
@@ -358,8 +359,8 @@ def table(results: dict[str, list[dict]], peak: float) -> str:
         lines.append(
             f"| {contender} | {median(rounds, 'tokens_per_second'):,.0f} | {median(rounds, 'pairs_per_second'):,.1f} "
             f"| {median(rounds, 'padding'):.1%} | {median(rounds, 'memory') / 1e9:.2f} "
-            f"| {median(rounds, 'flops_per_second') / peak:.1%} | {ratio(rounds, results[RANDOM])} "
-            f"| {ratio(rounds, results[GROUPED])} | {median(rounds, 'start'):.1f} |")
+            f"| {median(rounds, 'flops_per_second') / peak:.1%} | {ratio(rounds, RANDOM)} "
+            f"| {ratio(rounds, GROUPED)} | {median(rounds, 'start'):.1f} |")
     return "\n".join(lines)
 
 
@@ -368,6 +369,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help=f"{', '.join(PRESETS)}, or a folder [%(default)s]")
     parser.add_argument("--data", default=str(REPOSITORY.parent / "shared/data/mt_postedit_mlqe.jsonl"))
     parser.add_argument("--precision", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--contenders", nargs="+", choices=[*OURS, *PEERS], default=[*OURS, *PEERS])
     parser.add_argument("--steps", type=int, default=240, help="timed steps of each contender in all rounds together")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--micro_batch", type=int, default=8, help="pairs in a forward pass of a peer [%(default)s]")
@@ -391,7 +393,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     prepare(arguments)
     peaks = {precision: matmul_peak(arguments.device, DTYPES[precision]) for precision in arguments.precision}
-    results = {precision: {contender: [] for contender in [*OURS, *PEERS]} for precision in arguments.precision}
+    results = {precision: {contender: [] for contender in arguments.contenders} for precision in arguments.precision}
     processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
     found = environment()
     found["packages"] |= {name: version(name) for name in ("accelerate", "trl", "pairjudge")}

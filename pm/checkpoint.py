@@ -73,7 +73,7 @@ def judge(run: Path, name: str, value: float | None, metric: str, keep: int) -> 
     far, which is then deleted unless it is one of the newest `keep`. Called on one rank."""
     found = best(run)
     if is_better(value, found and found[1], metric):
-        replace_text(run / "checkpoints" / BEST, f"{name} {value!r}\n")
+        replace_text(run / "checkpoints" / BEST, f"{name} {float(value)!r}\n")
         _delete_old(run, keep, name)
 
 

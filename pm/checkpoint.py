@@ -71,8 +71,8 @@ def commit(run: Path, state: dict[str, torch.Tensor], trainer: dict, keep: int) 
 def judge(run: Path, name: str, value: float | None, metric: str, keep: int) -> None:
     """Makes the newest checkpoint, `name`, the best one where `value` of the metric is better than that of the best so
     far, which is then deleted unless it is one of the newest `keep`. Called on one rank."""
-    found = best(run)
-    if is_better(value, found and found[1], metric):
+    _, so_far = best(run) or (None, None)
+    if is_better(value, so_far, metric):
         replace_text(run / "checkpoints" / BEST, f"{name} {float(value)!r}\n")
         _delete_old(run, keep, name)
 
@@ -86,18 +86,18 @@ def best(run: Path) -> tuple[str, float] | None:
     return name, float(value)
 
 
-def _delete_old(run: Path, keep: int, newest: str) -> None:
-    found = best(run)
+def _delete_old(run: Path, keep: int, written: str) -> None:
+    best_name, _ = best(run) or (None, None)
     for name in names(run)[keep:]:
-        if name != newest and not (found and name == found[0]):
+        if name not in (best_name, written):
             shutil.rmtree(run / "checkpoints" / name)
 
 
-def is_better(value: float | None, best: float | None, metric: str) -> bool:
+def is_better(value: float | None, so_far: float | None, metric: str) -> bool:
     """Whether `value` of a metric is better than the best so far; None and NaN are no value."""
-    if value is None or math.isnan(value) or best is None:
+    if value is None or math.isnan(value) or so_far is None:
         return value is not None and not math.isnan(value)
-    return value < best if metric == "log_loss" else value > best
+    return value < so_far if metric == "log_loss" else value > so_far
 
 
 def names(run: Path) -> list[str]:
@@ -134,6 +134,19 @@ def newest(run: Path, say=print) -> Checkpoint:
         except Broken as error:
             say(f"skipping checkpoint {run / 'checkpoints' / name}: {error}")
     raise UserError(f"{run} has no checkpoint that can be read ({len(tried)} tried)")
+
+
+def to_resume(run: Path, say=print) -> Checkpoint:
+    """`newest`; a best checkpoint that does not verify is forgotten, so that one made again can take its place. Called
+    on one rank."""
+    found, (best_name, _) = newest(run, say), best(run) or (None, None)
+    if best_name not in (None, found.path.name):
+        try:
+            load(run / "checkpoints" / best_name)
+        except Broken as error:
+            say(f"forgetting the best checkpoint, {best_name}: {error}")
+            (run / "checkpoints" / BEST).unlink()
+    return found
 
 
 def _write_json(path: Path, value: dict) -> None:

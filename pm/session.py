@@ -28,7 +28,7 @@ class Session:
         start_engine()
         check_config(self.ds_config)
         self.run = open_run(arguments)
-        self._resumed = distributed.on_main(lambda: checkpoint.newest(self.run)) if arguments.resume else None
+        self._resumed = distributed.on_main(lambda: checkpoint.to_resume(self.run)) if arguments.resume else None
         self.saved = self._resumed.path.name if self._resumed else None
         project = self.config.wandb_project if self.config.wandb else ""
         shown = vars(self.config) | {"ds_config": self.ds_config}

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from pm import checkpoint
-from pm.checkpoint import Broken, best, commit, is_better, judge, load, names, newest
+from pm.checkpoint import Broken, best, commit, is_better, judge, load, names, newest, to_resume
 from pm.errors import UserError
 
 STATE = {"master/w": torch.tensor([[1.5, -0.0, 1e-40], [float("inf"), 3.0, -2.0]]), "exp_avg/w": torch.zeros(2, 3)}
@@ -111,6 +111,25 @@ def test_a_checkpoint_that_is_no_better_changes_nothing(tmp_path):
     for value, metric in ((0.5, "log_loss"), (0.6, "log_loss"), (0.5, "accuracy"), (float("nan"), "accuracy")):
         judge(tmp_path, name, value, metric, 9)
         assert best(tmp_path) == ("step_000002", 0.5)
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_a_best_that_does_not_verify_gives_way_to_one_made_after_a_resume(tmp_path, broken, capsys):
+    for step in (1, 2):
+        save(tmp_path, step, is_best=step == broken)
+    (folder(tmp_path, f"step_00000{broken}") / "state.safetensors").write_bytes(b"broken")
+    assert to_resume(tmp_path).path.name == f"step_00000{3 - broken}"
+    assert "forgetting the best checkpoint" in capsys.readouterr().out
+    name = commit(tmp_path, STATE, {"step": 2}, 9)
+    judge(tmp_path, name, 9.0, "log_loss", 9)
+    assert best(tmp_path) == ("step_000002_2", 9.0)
+
+
+def test_a_best_that_verifies_stays_best_after_a_resume(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, step, is_best=step == 1)
+    assert to_resume(tmp_path).path.name == "step_000002"
+    assert best(tmp_path) == ("step_000001", 1)
 
 
 def test_without_a_value_there_is_no_best(tmp_path):

@@ -1,6 +1,6 @@
 """A faster forward of Cohere 2 with LoRA, exact against the modules of transformers and peft, whose weights it reads.
 
-- It reads a `Pack`: no padding, no mask where none is needed, and what sequences begin with in common only once.
+- It reads a `Pack`: no padding, and what sequences begin with in common only once (`attention.py`).
 - The layers that read the same input are one product, and so are their LoRA matrices; activations that are cheap to
   make again are not kept for the backward pass.
 - The last block is computed only for the tokens that the score reads.
@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cohere2Model
 
+from pm.attention import Attention
 from pm.packing import Pack
 
 PROJECTIONS = 7  # of a block: query, key, value, output, gate, up, down
@@ -47,56 +48,53 @@ def unsupported(model: nn.Module) -> str:
 def last_hidden_states(model: Cohere2Model, pack: Pack) -> torch.Tensor:
     """What the backbone says at the last token of each sequence, (B, D)."""
     *layers, last_layer = model.layers
-    hidden_TD, rotation_TE, masks = _through(model, layers, pack)
-    return _norm(model.norm, _last_block(last_layer, hidden_TD, rotation_TE, pack, masks))
+    hidden_TD, rotation_TE = _through(model, layers, pack)
+    return _norm(model.norm, _last_block(last_layer, hidden_TD, rotation_TE, pack))
 
 
 def hidden_states(model: Cohere2Model, pack: Pack) -> torch.Tensor:
     """What the backbone says at every token, (T, D)."""
-    hidden_TD, _, _ = _through(model, model.layers, pack)
+    hidden_TD, _ = _through(model, model.layers, pack)
     return _norm(model.norm, hidden_TD)
 
 
-def _through(model: Cohere2Model, layers, pack: Pack) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """The tokens behind some of the layers, their rotations, and the masks that were made."""
+def _through(model: Cohere2Model, layers, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens behind some of the layers, and their rotations."""
     hidden_TD = model.embed_tokens(pack.input_ids)
     cos_TE, sin_TE = model.rotary_emb(hidden_TD[None, :1].float(), pack.positions[None])
     rotation_TE = torch.complex(cos_TE[0, :, ::2], sin_TE[0, :, ::2])
-    masks: dict = {}
+    attention = Attention(pack, pack.paths, pack.lengths)
     for layer in layers:
         if layer.gradient_checkpointing and model.training:
-            hidden_TD = checkpoint(_block, layer, hidden_TD, rotation_TE, pack, masks, use_reentrant=False)
+            hidden_TD = checkpoint(_block, layer, hidden_TD, rotation_TE, attention, use_reentrant=False)
         else:
-            hidden_TD = _block(layer, hidden_TD, rotation_TE, pack, masks)
-    return hidden_TD, rotation_TE, masks
+            hidden_TD = _block(layer, hidden_TD, rotation_TE, attention)
+    return hidden_TD, rotation_TE
 
 
-def _block(layer: nn.Module, hidden_TD: torch.Tensor, rotation_TE: torch.Tensor, pack: Pack,
-           masks: dict) -> torch.Tensor:
-    attention, mlp = layer.self_attn, layer.mlp
-    linears = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj]
+def _block(layer: nn.Module, hidden_TD: torch.Tensor, rotation_TE: torch.Tensor, attention: Attention) -> torch.Tensor:
+    own, mlp = layer.self_attn, layer.mlp
+    linears = [own.q_proj, own.k_proj, own.v_proj, mlp.gate_proj, mlp.up_proj]
     query, key, value, gate_TN, up_TN = _products(linears, _norm(layer.input_layernorm, hidden_TD))
-    query_TQE, key_TKE, value_TKE = (part.unflatten(1, (-1, attention.head_dim)) for part in (query, key, value))
-    if attention.sliding_window is not None:
+    query_TQE, key_TKE, value_TKE = (part.unflatten(1, (-1, own.head_dim)) for part in (query, key, value))
+    if own.sliding_window is not None:
         query_TQE, key_TKE = _rotate(query_TQE, rotation_TE), _rotate(key_TKE, rotation_TE)
-    seen = _attend(query_TQE, pack.lengths, key_TKE, value_TKE, pack.paths, pack, attention.sliding_window, masks)
-    return _output(hidden_TD, seen.flatten(1).to(hidden_TD.dtype), gate_TN, up_TN, attention.o_proj, mlp.down_proj)
+    seen_TQE = attention(query_TQE, key_TKE, value_TKE, own.sliding_window)
+    return _output(hidden_TD, seen_TQE.flatten(1).to(hidden_TD.dtype), gate_TN, up_TN, own.o_proj, mlp.down_proj)
 
 
-def _last_block(layer: nn.Module, hidden_TD: torch.Tensor, rotation_TE: torch.Tensor, pack: Pack,
-                masks: dict) -> torch.Tensor:
+def _last_block(layer: nn.Module, hidden_TD: torch.Tensor, rotation_TE: torch.Tensor, pack: Pack) -> torch.Tensor:
     """As `_block`, but (B, D): all tokens are keys and values, only the last ones of the sequences ask."""
-    attention, mlp = layer.self_attn, layer.mlp
+    own, mlp = layer.self_attn, layer.mlp
     normed_TD = _norm(layer.input_layernorm, hidden_TD)
-    key, value = _products([attention.k_proj, attention.v_proj], normed_TD)
-    query, gate_BN, up_BN = _products([attention.q_proj, mlp.gate_proj, mlp.up_proj], normed_TD[pack.last])
-    query_BQE, key_TKE, value_TKE = (part.unflatten(1, (-1, attention.head_dim)) for part in (query, key, value))
-    if attention.sliding_window is not None:
+    key, value = _products([own.k_proj, own.v_proj], normed_TD)
+    query, gate_BN, up_BN = _products([own.q_proj, mlp.gate_proj, mlp.up_proj], normed_TD[pack.last])
+    query_BQE, key_TKE, value_TKE = (part.unflatten(1, (-1, own.head_dim)) for part in (query, key, value))
+    if own.sliding_window is not None:
         query_BQE, key_TKE = _rotate(query_BQE, rotation_TE[pack.last]), _rotate(key_TKE, rotation_TE)
-    paths = [pack.paths[leaf] for leaf in pack.leaves]
-    ones = [1] * len(paths)
-    seen = _attend(query_BQE, ones, key_TKE, value_TKE, paths, pack, attention.sliding_window, masks)
-    return _output(hidden_TD[pack.last], seen.flatten(1).to(hidden_TD.dtype), gate_BN, up_BN, attention.o_proj,
+    attention = Attention(pack, [pack.paths[leaf] for leaf in pack.leaves], [1] * len(pack.leaves))
+    seen_BQE = attention(query_BQE, key_TKE, value_TKE, own.sliding_window)
+    return _output(hidden_TD[pack.last], seen_BQE.flatten(1).to(hidden_TD.dtype), gate_BN, up_BN, own.o_proj,
                    mlp.down_proj)
 
 
@@ -108,60 +106,6 @@ def _rotate(heads_TQE: torch.Tensor, rotation_TE: torch.Tensor) -> torch.Tensor:
     """Rotary positions in fp32; neighbours are the two parts of a complex number."""
     complex_TQE = torch.view_as_complex(heads_TQE.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(complex_TQE * rotation_TE[:, None]).flatten(-2)
-
-
-# Attention
-
-
-def _attend(query_TQE: torch.Tensor, lengths: Sequence[int], key_TKE: torch.Tensor, value_TKE: torch.Tensor,
-            paths: Sequence[tuple[int, ...]], pack: Pack, window: int | None, masks: dict) -> torch.Tensor:
-    """The queries, `lengths` of them at the end of each of the paths, look at the keys of their path up to
-    themselves."""
-    # In fp32 on a CPU, where bf16 is slower for short sequences; rotated queries and keys are in fp32 anyway.
-    dtype = torch.float32 if query_TQE.device.type == "cpu" else value_TKE.dtype
-    query, key, value = (part.to(dtype).transpose(0, 1)[None] for part in (query_TQE, key_TKE, value_TKE))
-    keys, values = key.split(pack.lengths, 2), value.split(pack.lengths, 2)
-    found = []
-    for query_L, path in zip(query.split(lengths, 2), paths, strict=True):
-        key_S, value_S = (parts[path[0]] if len(path) == 1 else torch.cat([parts[number] for number in path], 2)
-                          for parts in (keys, values))
-        found.append(_attend_path(query_L, key_S, value_S, window, masks))
-    return torch.cat(found, 2)[0].transpose(0, 1)
-
-
-def _attend_path(query_L, key_S, value_S, window: int | None, masks: dict) -> torch.Tensor:
-    """(1, heads, L or S, E) each, as `scaled_dot_product_attention` takes them."""
-    length, seen = query_L.shape[2], key_S.shape[2]
-    if window is None or seen <= window:
-        return _attention(query_L, key_S, value_S, None, masks)
-    # In blocks of queries, each of which sees only the keys that its window can reach.
-    size = max(64, window // 2)
-    found = []
-    for start in range(0, length, size):
-        stop = min(start + size, length)
-        some = slice(max(0, seen - length + start - window + 1), seen - length + stop)
-        found.append(_attention(query_L[:, :, start:stop], key_S[:, :, some], value_S[:, :, some], window, masks))
-    return torch.cat(found, 2)
-
-
-def _attention(query_L, key_S, value_S, window: int | None, masks: dict) -> torch.Tensor:
-    """The queries are those of the last L of the S keys."""
-    length, seen = query_L.shape[2], key_S.shape[2]
-    causal, mask_LS = length == seen and window is None, None
-    if not causal and length > 1:
-        shape = length, seen, window
-        if shape not in masks:
-            masks[shape] = _mask(*shape, query_L)
-        mask_LS = masks[shape]
-    return F.scaled_dot_product_attention(query_L, key_S, value_S, mask_LS, is_causal=causal, enable_gqa=True)
-
-
-def _mask(length: int, seen: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """0 where a query may look and -inf elsewhere: a mask of booleans would be made into that at every call."""
-    distance_LS = (torch.arange(seen - length, seen, device=like.device)[:, None]
-                   - torch.arange(seen, device=like.device))
-    hidden_LS = (distance_LS < 0) | (distance_LS >= (window or seen))
-    return torch.zeros_like(hidden_LS, dtype=like.dtype).masked_fill_(hidden_LS, -torch.inf)
 
 
 # Products

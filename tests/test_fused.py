@@ -5,9 +5,11 @@ from itertools import permutations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Cohere2Config
 
+from pm import attention
 from pm.fused import hidden_states, last_hidden_states, unsupported
 from pm.model import LORA_TARGETS, Cohere2ForSequenceClassification, add_lora, parameter_groups
 from pm.packing import pack
@@ -106,9 +108,38 @@ def assert_same(one, other) -> None:
         assert_close(one[1][name], gradient, name)
 
 
+def varlen_attn(query, key, value, query_starts, key_starts, most_queries, most_keys, *, window_size, enable_gqa):
+    """What FlashAttention computes, by its documentation: of each sequence, the last query is opposite to the last key,
+    and a query sees `window_size` keys before and after the one that is opposite to it; -1 is all."""
+    assert enable_gqa
+    assert query_starts.dtype == key_starts.dtype == torch.int32
+    counts, seen = query_starts.diff(), key_starts.diff()
+    assert (most_queries, most_keys) == (counts.max(), seen.max())
+    assert (query_starts[-1], key_starts[-1], key_starts[-1]) == (len(query), len(key), len(value))
+    before, after = window_size
+    found = []
+    for queries, keys, values in zip(*(parts.split(sizes.tolist()) for parts, sizes in (
+            (query, counts), (key, seen), (value, seen))), strict=True):
+        opposite = torch.arange(len(keys) - len(queries), len(keys))[:, None]
+        distance = opposite - torch.arange(len(keys))
+        visible = (distance >= -after) & ((distance <= before) | (before == -1))
+        found.append(F.scaled_dot_product_attention(
+            *(part.transpose(0, 1) for part in (queries, keys, values)), visible, enable_gqa=True).transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.fixture(params=["path by path", "at once"])
+def each_attention(request, monkeypatch):
+    """Both ways of `pm.attention`, that of a GPU with a stand-in for the kernel."""
+    if request.param == "at once":
+        monkeypatch.setattr(attention, "flash_runs", lambda value_TKE: True)
+        monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
+
+
 # Exact
 
 
+@pytest.mark.usefixtures("each_attention")
 @pytest.mark.parametrize("groups", [apart, shared, answers])
 @pytest.mark.parametrize("window", [8, 160])
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,6 +149,7 @@ def test_logits_and_gradients_are_those_of_transformers_and_peft(kind, window, g
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("each_attention")
 @pytest.mark.parametrize("groups", [apart, shared, answers])
 def test_the_hidden_state_of_every_token_is_that_of_transformers(groups):
     backbone, sequences = base(8).eval().model, [sequence for group in groups(8) for sequence in group]
@@ -157,6 +189,7 @@ def test_packed_sequences_are_those_of_a_padded_batch():
     assert_same(outcome(model, fused, groups), outcome(model, padded, groups))
 
 
+@pytest.mark.usefixtures("each_attention")
 def test_other_heads_and_sizes():
     """As many heads of keys as of queries, and heads of another size than width / heads."""
     model = with_lora(base(8, num_key_value_heads=4, head_dim=16), False).train()
@@ -166,6 +199,7 @@ def test_other_heads_and_sizes():
 # What a sequence does not see
 
 
+@pytest.mark.usefixtures("each_attention")
 def test_a_sibling_changes_no_bit_of_the_other():
     """Nor another group: the places of all tokens stay."""
     model = made("lora", 8).eval()
@@ -177,6 +211,7 @@ def test_a_sibling_changes_no_bit_of_the_other():
     assert (before[1] - after[1]).abs().min() > 1e-3
 
 
+@pytest.mark.usefixtures("each_attention")
 def test_a_token_outside_of_the_window_changes_no_bit_and_one_inside_does():
     """Of the only layer, whose last token sees `window` tokens, itself included; the first of them belongs to the
     shared segment."""
@@ -263,6 +298,32 @@ def test_in_bf16_the_gradient_is_as_good_as_that_of_transformers_and_peft(kind, 
     for found, usual in zip(errors(fused), errors(plain), strict=True):
         assert 1e-4 < usual < 0.2
         assert found <= 1.5 * usual
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("groups", [apart, shared, answers])
+@pytest.mark.parametrize("window", [8, 160])
+def test_flash_attention_is_as_good_as_path_by_path(window, groups, monkeypatch):
+    """In bf16, against the same weights in fp32."""
+    model, groups = in_bf16(with_lora(base(window, head_dim=32), False).train(), torch.bfloat16).cuda(), groups(window)
+    exact = copy.deepcopy(model).float()
+
+    def on_gpu(model, groups) -> torch.Tensor:
+        return model(pack=pack([sequence for group in groups for sequence in group]).to("cuda")).logits
+
+    def outcome_on_gpu(model) -> torch.Tensor:
+        model.zero_grad()
+        logits_BC = on_gpu(model, groups)
+        (logits_BC * torch.linspace(-1.0, 1.0, logits_BC.numel(), device="cuda").view_as(logits_BC)).sum().backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+        return torch.cat([part.detach().float().flatten() for part in (logits_BC, *gradients)])
+
+    wanted = outcome_on_gpu(exact)
+    at_once = (outcome_on_gpu(model) - wanted).norm() / wanted.norm()
+    monkeypatch.setattr(attention, "flash_runs", lambda value_TKE: False)
+    path_by_path = (outcome_on_gpu(model) - wanted).norm() / wanted.norm()
+    assert 1e-4 < path_by_path < 0.2
+    assert at_once <= 1.5 * path_by_path
 
 
 # The weights

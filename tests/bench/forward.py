@@ -6,8 +6,8 @@ The same pairs of real data are read in random batches of eight, in padded micro
 order, and in both. Seconds are the best of the rounds, in turn: of the processor on a CPU, where other processes
 disturb them less, wall on a GPU. MFU is counted as in peers.py, without padding and without sharing. Kept are the
 activations of all micro-batches for the backward pass. `--profile` says where the time of the packs goes,
-`--tokens_per_micro_batch` and `--shortest`, which is `packing.SHORTEST_SHARED`, show which are fast. Not collected by
-pytest.
+`--tokens_per_micro_batch` and `--shortest`, which is `packing.SHORTEST_SHARED`, show which are fast, and on a GPU
+`--path_by_path` what FlashAttention over all paths at once gains. Not collected by pytest.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from peers import DTYPES, PRESETS, REPOSITORY, matmul_peak, useful_flops
 from transformers import Cohere2Config
 
-from pm import packing
+from pm import attention, packing
 from pm.batches import Batches
 from pm.collator import Collator, draw_orders
 from pm.config import parse
@@ -99,11 +99,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--tokens_per_micro_batch", type=int, default=8192)
     parser.add_argument("--shortest", type=int, default=packing.SHORTEST_SHARED)
+    parser.add_argument("--path_by_path", action="store_true", help="attention, as it always is on a CPU")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     packing.SHORTEST_SHARED = arguments.shortest
+    if arguments.path_by_path:
+        attention.flash_runs = lambda value_TKE: False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         argv = ["--model", "small-random", "--data", arguments.data, "--cache_dir", folder]

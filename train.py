@@ -62,6 +62,7 @@ def main(argv: list[str]) -> None:
         rate = session.begin_step()
         rows_in_step, micro_batches = batches.step(session.step)
         statistics = StepStatistics(device, data.task.compares, batches.orders_per_row)
+        left = len(micro_batches)
         with memory.Guard() as guard:
             for micro_batch in micro_batches:
                 inputs, swapped_B, target_NC = micro_batch.on(device)
@@ -75,10 +76,11 @@ def main(argv: list[str]) -> None:
                     loss = loss + config.lm_loss_weight * language_loss
                 # DeepSpeed averages gradients over the ranks; this makes that the mean over the step's rows.
                 engine.backward(loss * (micro_batch.weight * distributed.world_size() / rows_in_step))
+                left -= 1
                 statistics.add(micro_batch, target_NC, logits_NOC, loss_N, language_loss)
         if guard.ran_out:
             inputs = output = loss = language_loss = logits_NOC = loss_N = None  # with them goes the memory
-            drop_step(engine, batches.shortest().on(device)[0])
+            drop_step(engine, batches.shortest().on(device)[0], left)
         norm, updated = update(engine, rate)
         values = statistics.reduce(rows_in_step, session.stops, guard.ran_out)
         if values.out_of_memory:

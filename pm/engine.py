@@ -80,15 +80,28 @@ def update(engine, learning_rate: float) -> tuple[float, bool]:
     return norm, True
 
 
-def drop_step(engine, inputs: dict) -> None:
+def drop_step(engine, inputs: dict, left: int) -> None:
     """Lets `update` make none on any rank: what is left of a backward pass that broke off must not be used.
 
-    `inputs` are those of any micro-batch. Raises `UserError` with ZeRO 2 and 3, which reduce gradients in between.
+    `inputs` are those of any micro-batch. The backward passes of `left` micro-batches have not ended, that which broke
+    off among them: with ZeRO 2 ranks wait for each other at the end of each. Raises `UserError` where they also wait in
+    between: with ZeRO 3, and where ZeRO 2 has reduced a part of the gradients of the pass that broke off.
     """
-    if engine.zero_optimization_stage() > 1:
-        raise UserError("out of memory; with zero_optimization.stage 2 or 3 the step cannot be made again: a lower "
+    stage = engine.zero_optimization_stage()
+    possible = stage < 3
+    if stage == 2:
+        optimizer = engine.optimizer
+        possible = world_size() == 1 or (left > 0 and not any(optimizer.params_already_reduced))
+        optimizer.params_already_reduced = [False] * len(optimizer.params_already_reduced)
+        optimizer.extra_large_param_to_reduce.clear()
+        for bucket in optimizer.ipg_buckets.values():
+            bucket.clear()
+    if not possible:
+        raise UserError("out of memory; ranks cannot make the step again together with zero_optimization.stage 3, nor "
+                        "with 2 where reduce_bucket_size is below the number of trained weights: a lower "
                         "--tokens_per_micro_batch takes less", of_this_rank=True)
-    engine.backward(engine(**inputs)[0].sum() * math.nan)
+    for _ in range(max(left, 1) if stage == 2 else 1):
+        engine.backward(engine(**inputs)[0].sum() * math.nan)
 
 
 def create_moments(engine, updates: int = 0) -> None:

@@ -67,19 +67,21 @@ def main(argv: list[str]) -> None:
         predicted = batches.predicted_tokens(session.step)
         made = []  # ids of rows, their pack and the losses of its tokens
         sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, tokens, out of memory, stop
+        left = len(micro_batches)
         with memory.Guard() as guard:
             for micro_batch in micro_batches:
                 inputs, _, _ = micro_batch.on(device)
                 output = engine(**inputs)
                 # DeepSpeed averages gradients over the ranks; this makes that the mean over the step's tokens.
                 engine.backward(output.loss * (micro_batch.weight * distributed.world_size() / predicted))
+                left -= 1
                 if micro_batch.weight:
                     made.append((micro_batch.ids, inputs["pack"], output.losses))
                     sums[0] += output.loss.detach()
                     sums[1] += micro_batch.tokens
         if guard.ran_out:
             inputs = output = None  # with them goes the memory
-            drop_step(engine, batches.shortest().on(device)[0])
+            drop_step(engine, batches.shortest().on(device)[0], left)
         norm, updated = update(engine, rate)
         sums[2], sums[3] = float(guard.ran_out), float(session.stops)
         total, tokens, out_of_memory, stops = distributed.all_reduce_sum(sums).tolist()

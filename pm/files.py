@@ -1,10 +1,15 @@
-"""Files and folders that are seen whole or not at all."""
+"""Files and folders that are seen whole or not at all, and folders that one process has for itself."""
 
+import fcntl
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LOCK = ".lock"
+_held = {}  # open files: the locks end with the process
 
 
 @contextmanager
@@ -33,6 +38,26 @@ def replace_text(path: Path, text: str) -> None:
     sync(temporary)
     os.replace(temporary, path)
     sync(path.parent)
+
+
+def hold(folder: Path) -> None:
+    """Keeps a folder for this process until it ends, in whatever way. Raises `BlockingIOError`, with the name of the
+    process that has it. A file system without locks keeps nothing."""
+    path = folder.resolve() / LOCK
+    if path in _held:
+        return
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise BlockingIOError(file.read().strip() or "another process") from None
+    except OSError:
+        return
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _held[path] = file
 
 
 def sync(path: Path) -> None:

@@ -37,7 +37,7 @@ from pm.data.prepare import (
 from pm.data.targets import classes, distil, target_matrix, with_targets
 from pm.encoding import Encoder
 from pm.errors import UserError
-from pm.files import written_aside
+from pm.files import LOCK, hold, written_aside
 from pm.fused import unsupported
 from pm.model import (
     PACKAGED,
@@ -106,18 +106,27 @@ def open_run(arguments: Arguments) -> Path:
     which it goes on.
 
     Raises `UserError` where `--output` is a run with checkpoints, or a folder of something else, or not shared by all
-    machines.
+    machines, and where another process trains in the folder.
     """
     run = arguments.resume or distributed.on_main(lambda: _new_run(arguments))
     distributed.check_shared(run, "--resume" if arguments.resume else "--output")
     if arguments.resume:
-        distributed.on_main(lambda: _note_resumed(run / "environment.json"))
+        distributed.on_main(lambda: _go_on(run))
     return run
 
 
-def _note_resumed(path: Path) -> None:
+def _go_on(run: Path) -> None:
+    _hold(run, "--resume")
+    path = run / "environment.json"
     found = json.loads(path.read_text("utf-8")) if path.exists() else {}
     _write(path, found | {"resumed": [*found.get("resumed", []), environment()]})
+
+
+def _hold(run: Path, flag: str) -> None:
+    try:
+        hold(run)
+    except BlockingIOError as error:
+        raise UserError(f"{flag} {run} is in use by {error}") from None
 
 
 def _new_run(arguments: Arguments) -> Path:
@@ -130,10 +139,11 @@ def _new_run(arguments: Arguments) -> Path:
             run.mkdir(parents=True, exist_ok=True)
         else:
             run = _folder_of_now(run)
-        if any(run.iterdir()):
+        if any(path.name != LOCK for path in run.iterdir()):
             load_config(run, type(config))  # an attempt that came to no checkpoint, or nothing of ours
     except (OSError, UserError) as error:
         raise UserError(f"--output {run} cannot be a new run's folder: {error}") from None
+    _hold(run, "--output")
     for name in ("base", TOKENIZER):
         shutil.rmtree(run / name, ignore_errors=True)
     for name in ("metrics.jsonl", "data.json", "teacher.json", REJECTED, WANDB_ID, WANDB_LOGGED):

@@ -365,6 +365,18 @@ def test_a_resumed_run_ends_in_the_same_bytes(reference, name, settings, ranks, 
     assert len(environment["resumed"]) == 1
 
 
+def test_a_folder_in_which_a_run_trains_is_not_taken_by_another(workplace):
+    process = start(workplace, "busy")
+    latest = time.monotonic() + 120
+    while not (workplace / "busy/config.json").exists():
+        assert process.poll() is None and time.monotonic() < latest
+        time.sleep(0.02)
+    for resume, flag in ((False, "--output"), (True, "--resume")):
+        printed = train(workplace, "busy", resume=resume, expect=2)
+        assert f"{flag} {workplace / 'busy'} is in use by process {process.pid} on " in printed
+    os.killpg(process.pid, signal.SIGKILL)
+
+
 def test_an_evaluation_that_fails_costs_no_step(reference):
     script = reference / "failing.py"
     script.write_text(f"""

@@ -1,8 +1,13 @@
-"""Folders that are seen whole or not at all."""
+"""Folders that are seen whole or not at all, and folders of one process."""
+
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from pm.files import written_aside
+from pm.files import hold, written_aside
 
 
 def fill(folder, text: str) -> None:
@@ -42,3 +47,18 @@ def test_what_a_killed_process_left_does_not_come_into_it(tmp_path):
     (tmp_path / ".export.writing/half").write_text("")
     fill(tmp_path / "export", "new")
     assert {path.name for path in (tmp_path / "export").iterdir()} == {"file"}
+
+
+def test_a_folder_is_kept_until_its_process_ends_even_by_kill(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", "import sys; from pathlib import Path; from pm.files import hold\n"
+                              "hold(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()", str(tmp_path)],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    for _ in range(2):
+        with pytest.raises(BlockingIOError, match=f"^process {other.pid} on "):
+            hold(tmp_path)
+    other.send_signal(signal.SIGKILL)
+    other.communicate()
+    hold(tmp_path)
+    hold(tmp_path)  # its own it may take twice
+    assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")

@@ -7,6 +7,7 @@ from torch import nn
 
 from pm.batches import Batches
 from pm.distributed import gather_lists, ranks_here, say
+from pm.errors import UserError
 
 HEADROOM = 0.8  # share of the free memory that is planned with
 PROBES = (1024, 4096)  # tokens, at least, of the two passes whose difference shows what a token takes
@@ -20,7 +21,8 @@ def fitting_budget(model: nn.Module, batches: Batches, device: torch.device, **m
     """How many tokens of one forward and backward pass fit the memory of each rank; said with how it was found.
     `more` is what the model is called with beside a micro-batch.
 
-    Not more than a step has, or than is fast. All ranks call it together and get the same number.
+    Not more than a step has, or than is fast. All ranks call it together and get the same number. Raises `UserError`
+    where memory runs out in the smaller of the probes.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -33,17 +35,24 @@ def fitting_budget(model: nn.Module, batches: Batches, device: torch.device, **m
         torch.autograd.grad(sum(outputs), trained, allow_unused=True)
         return taken, peak_bytes(device)
 
-    peak(PROBES[0])  # what is made once does not count
-    free = free_bytes(device)
-    few, bytes_of_few = peak(PROBES[0])
-    many, bytes_of_many = peak(max(PROBES[1], 2 * few))
-    if many == few:  # there is only one row: all that is taken, the weights too, counts as the tokens'
-        few = bytes_of_few = 0
-    per_token = max(1.0, (bytes_of_many - bytes_of_few) / (many - few))
+    with Guard() as guard:
+        peak(PROBES[0])  # what is made once does not count
+        free = free_bytes(device)
+        few, bytes_of_few = peak(PROBES[0])
+    if guard.ran_out:
+        raise UserError("--tokens_per_micro_batch auto: out of memory for the longest pairs; a lower --max_length "
+                        "takes less", of_this_rank=True)
+    fits, reason = few, "more ran out of memory"
+    with Guard():
+        many, bytes_of_many = peak(max(PROBES[1], 2 * few))
+        if many == few:  # there is only one row: all that is taken, the weights too, counts as the tokens'
+            few = bytes_of_few = 0
+        per_token = max(1.0, (bytes_of_many - bytes_of_few) / (many - few))
+        fits = int(HEADROOM * free / per_token)
+        reason = f"a pass takes {per_token / 1024:,.0f} KiB a token; {free / 2**30:.1f} GiB are free"
     useful = FASTEST_ON_CPU if device.type == "cpu" else batches.longest_step
-    found = min(gather_lists([max(1, min(int(HEADROOM * free / per_token), useful))]))
-    say(f"--tokens_per_micro_batch auto: {found:,} (a pass takes {per_token / 1024:,.0f} KiB a token; "
-        f"{free / 2**30:.1f} GiB are free)")
+    found = min(gather_lists([max(1, min(fits, useful))]))
+    say(f"--tokens_per_micro_batch auto: {found:,} ({reason})")
     return found
 
 

@@ -95,6 +95,22 @@ def test_a_budget_counts_tokens_also_where_one_row_is_longer_than_the_probes(mon
     assert memory.fitting_budget(Model(1, 1), one, CPU) < 8000
 
 
+def test_a_budget_where_a_probe_runs_out_of_memory(monkeypatch, capsys):
+    class Model(torch.nn.Linear):
+        def forward(self, pack):
+            if len(pack.input_ids) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return PreferenceOutput(self.weight.sum())
+
+    monkeypatch.setattr(memory, "PROBES", (16, 64))
+    most, _ = batches(True).longest(16)
+    assert memory.fitting_budget(Model(1, 1), batches(True), CPU) == most
+    assert f"--tokens_per_micro_batch auto: {most} (more ran out of memory)" in capsys.readouterr().out
+    most -= 1
+    with pytest.raises(UserError, match="auto: out of memory for the longest pairs; a lower --max_length takes less"):
+        memory.fitting_budget(Model(1, 1), batches(True), CPU)
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_the_longest_rows_have_the_tokens_asked_for(packing):
     rows = batches(packing)

@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 
-from pm.packing import Pack
+from pm.packing import Pack, to_device
 
 
 def flash_runs(value_TKE: torch.Tensor) -> bool:
     """Whether FlashAttention, as torch has it, takes such tensors."""
-    size = value_TKE.shape[-1]
+    size, row = value_TKE.shape[-1], value_TKE.stride(0)  # it loads eight numbers at a time
     return (value_TKE.is_cuda and torch.version.hip is None and value_TKE.dtype == torch.bfloat16
-            and torch.cuda.get_device_capability(value_TKE.device) >= (8, 0) and size % 8 == 0 and size <= 256)
+            and torch.cuda.get_device_capability(value_TKE.device) >= (8, 0)
+            and size % 8 == row % 8 == 0 and size <= 256)
 
 
 class Attention:
@@ -62,17 +63,20 @@ class Attention:
         keys = [sum(pack.lengths[segment] for segment in path) for path in self._paths]
         places_P = None
         if order != list(range(len(segments))):
-            places_P = torch.cat([segments[segment] for segment in order]).to(device)
-        query_starts, key_starts = (torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
+            places_P = to_device(torch.cat([segments[segment] for segment in order]), device)
+        query_starts, key_starts = (to_device(torch.tensor([0, *accumulate(counts)], dtype=torch.int32), device)
                                     for counts in (self._lengths, keys))
         return places_P, query_starts, key_starts, max(keys)
 
     # Path by path
 
     def _path_by_path(self, query_AQE, key_TKE, value_TKE, window: int | None) -> torch.Tensor:
+        on_cpu = value_TKE.device.type == "cpu"
         # In fp32 on a CPU, where bf16 is slower for short sequences; rotated queries and keys are in fp32 anyway.
-        dtype = torch.float32 if value_TKE.device.type == "cpu" else value_TKE.dtype
+        dtype = torch.float32 if on_cpu else value_TKE.dtype
         query, key, value = (part.to(dtype).transpose(0, 1)[None] for part in (query_AQE, key_TKE, value_TKE))
+        if not on_cpu:  # a GPU's kernels for fp32 and for masks take as many heads of keys as of queries
+            key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
         keys, values = key.split(self._pack.lengths, 2), value.split(self._pack.lengths, 2)
         found = []
         for query_L, path in zip(query.split(self._lengths, 2), self._paths, strict=True):
@@ -105,7 +109,8 @@ class Attention:
             if shape not in self._masks:
                 self._masks[shape] = _mask(*shape, query_L)
             mask_LS = self._masks[shape]
-        return F.scaled_dot_product_attention(query_L, key_S, value_S, mask_LS, is_causal=causal, enable_gqa=True)
+        return F.scaled_dot_product_attention(query_L, key_S, value_S, mask_LS, is_causal=causal,
+                                              enable_gqa=query_L.shape[1] != key_S.shape[1])
 
 
 def _mask(length: int, seen: int, window: int | None, like: torch.Tensor) -> torch.Tensor:

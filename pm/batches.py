@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from pm.collator import Collator, draw_orders, packed_tokens
+from pm.collator import Collator, draw_orders, on_device, packed_tokens
 from pm.distributed import rank, world_size
 from pm.encoding import MIN_MAX_LENGTH, Template, row_lengths
 from pm.errors import UserError
@@ -28,7 +28,7 @@ class MicroBatch:
 
     def on(self, device: torch.device) -> tuple[dict[str, torch.Tensor | Pack], torch.Tensor, torch.Tensor]:
         """What the model reads, by name; which sequences are swapped (B,); and the targets (N, C)."""
-        inputs = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        inputs = on_device(self.tensors, device)
         return inputs, inputs.pop("swapped"), inputs.pop("target")
 
 

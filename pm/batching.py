@@ -134,16 +134,16 @@ class Batcher:
         return batch
 
     def _work_on(self, batch: list[tuple[_Call, int]]) -> None:
+        calls, done = list(dict.fromkeys(call for call, _ in batch)), []
         try:
             done = list(zip(batch, self._work([call.items[place] for call, place in batch]), strict=True))
         except Exception as error:
-            calls = list(dict.fromkeys(call for call, _ in batch))
             if len(calls) == 1:
                 calls[0].settle(error=error)
-            else:
-                for call in calls:
-                    self._work_on([one for one in batch if one[0] is call])
-            return
+                return
+        if not done:  # each call alone, when what the error held of their common pass is gone
+            for call in calls:
+                self._work_on([one for one in batch if one[0] is call])
         for (call, _), result in done:
             call.results.append(result)
             if len(call.results) == len(call.items):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pm.encoding import Template
-from pm.packing import SHORTEST_SHARED, Pack, pack
+from pm.packing import SHORTEST_SHARED, Pack, pack, to_device
 
 
 def draw_orders(identifier: str, orders: str, seed: int, epoch: int) -> list[bool]:
@@ -62,6 +62,11 @@ class Collator:
     def _sequence(self, row: dict, swap: bool) -> list[int]:
         responses = [] if row["a_ids"] is None else [row["a_ids"], row["b_ids"]]
         return self.template.sequence(row["prompt_ids"], *(responses[::-1] if swap else responses))
+
+
+def on_device(tensors: dict[str, torch.Tensor | Pack], device: torch.device) -> dict[str, torch.Tensor | Pack]:
+    return {name: value.to(device) if isinstance(value, Pack) else to_device(value, device)
+            for name, value in tensors.items()}
 
 
 def packed_tokens(tokens: np.ndarray, prompt_tokens: np.ndarray, orders: int) -> tuple[np.ndarray, np.ndarray]:

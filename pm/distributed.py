@@ -5,6 +5,7 @@ import platform
 import secrets
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -61,7 +62,13 @@ def set_device() -> torch.device:
     """Makes this rank's GPU the current one and returns it; the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    # Packs differ in size at every step: memory that can grow in place is not cut into pieces that fit none of them.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local >= gpus:
+        raise UserError(f"rank {rank()} on {socket.gethostname()} needs GPU {local} of that machine and sees {gpus}: "
+                        "start fewer ranks, or let each see all of them", of_this_rank=True)
+    device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device
 
@@ -96,15 +103,20 @@ def _meet():
 
 def end() -> None:
     """Leaves the ranks together."""
+    gather_lists([])  # waits longer than a barrier: the first rank may still upload
     if dist.is_initialized():
         dist.barrier()
     leave()
 
 
-def leave() -> None:
-    """Leaves the ranks: a process that ends with its connections open may be killed by their threads."""
+def leave(alone: bool = False) -> None:
+    """Leaves the ranks: a process that ends with its connections open may be killed by their threads. `alone` where the
+    others do not leave: NCCL would wait for them, so the process ends here, with exit code 2."""
     global _store
     if dist.is_initialized():
+        if alone and dist.get_backend() == "nccl":
+            sys.stdout.flush()
+            os._exit(2)
         dist.destroy_process_group()
     _store = None
 

@@ -43,10 +43,10 @@ def engine_config(ds_config: dict) -> dict:
     """`ds_config.json` as `deepspeed.initialize` needs it.
 
     The loop owns the global batch, so DeepSpeed's own arithmetic (global = micro x accumulation x ranks) is
-    given numbers that always agree.
+    given numbers that always agree. Its timer would wait for the device before every forward pass.
     """
     return {**ds_config, "train_batch_size": world_size(), "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1}
+            "gradient_accumulation_steps": 1, "timers": {"throughput": {"enabled": False}}}
 
 
 def check_config(ds_config: dict) -> None:

@@ -19,17 +19,19 @@ class UserError(Exception):
 
 
 def run_main(main: Callable[[list[str]], None], speaks: Callable[[], bool] = lambda: True,
-             leave: Callable[[], None] = lambda: None) -> None:
+             leave: Callable[[bool], None] = lambda alone: None) -> None:
     """Runs `main(argv)`; a `UserError`, a full disk or a folder that may not be written ends the process with one
-    line (where it `speaks`) and exit code 2, after it called `leave`, Ctrl-C with exit code 130."""
+    line (where it `speaks`) and exit code 2, after it called `leave` with whether it is the only rank to end so; Ctrl-C
+    ends it with exit code 130."""
     try:
         main(sys.argv[1:])
     except (UserError, OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in CANNOT_WRITE:
             raise
-        if speaks() or getattr(error, "of_this_rank", False):
+        alone = getattr(error, "of_this_rank", False)
+        if speaks() or alone:
             print(f"error: {_told(error)}", file=sys.stderr, flush=True)
-        leave()
+        leave(alone)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 TINY = torch.finfo(torch.float32).tiny
-LOGITS_AT_ONCE = 2**22  # of the vocabulary times tokens; of more neither logits nor their gradients are ever there
+# Of the vocabulary times tokens; of more neither logits nor their gradients are ever there.
+LOGITS_AT_ONCE, LOGITS_AT_ONCE_ON_GPU = 2**22, 2**28
 
 
 def preference_loss(logits_NOC: torch.Tensor, target_NC: torch.Tensor, order_weight: float,
@@ -71,7 +72,8 @@ class _NextTokenLoss(torch.autograd.Function):
         grad_hidden_TD = torch.zeros_like(hidden_TD) if of_hidden else None
         grad_embedding_VD = torch.zeros_like(embedding_VD, dtype=torch.float32) if of_embedding else None
         losses = []
-        for some in torch.arange(len(token), device=token.device).split(max(1, LOGITS_AT_ONCE // len(embedding_VD))):
+        at_once = LOGITS_AT_ONCE_ON_GPU if hidden_TD.is_cuda else LOGITS_AT_ONCE
+        for some in torch.arange(len(token), device=token.device).split(max(1, at_once // len(embedding_VD))):
             hidden = hidden_TD.index_select(0, place[some])
             logits = hidden @ embedding_VD.T
             logits = logits if scale == 1 else logits.mul_(scale)
@@ -99,6 +101,7 @@ class _NextTokenLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_total, _):
-        gradients = [None if gradient is None else (gradient * grad_total).to(dtype)
-                     for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)]
+        made, ctx.gradients = ctx.gradients, None  # `ctx` may live longer than this pass
+        gradients = [None if gradient is None else gradient.mul_(grad_total).to(dtype)
+                     for gradient, dtype in zip(made, ctx.dtypes, strict=True)]
         return *gradients, None, None, None, None

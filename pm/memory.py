@@ -13,6 +13,10 @@ HEADROOM = 0.8  # share of the free memory that is planned with
 PROBES = (1024, 4096)  # tokens, at least, of the two passes whose difference shows what a token takes
 FASTEST_ON_CPU = 4096  # tokens: micro-batches of more are slower there (tests/bench/forward.py)
 
+# What a RuntimeError says of memory that is not torch's own on a GPU, of cuBLAS or NCCL, and of any on a CPU.
+RAN_OUT = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Cuda failure 2 'out of memory'",
+           "can't allocate memory")
+
 CONTAINER_MEMORY = [(Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")), (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))]
 
@@ -91,9 +95,8 @@ class Guard:
         return self
 
     def __exit__(self, kind, error, traceback) -> bool:
-        # On a CPU torch raises a RuntimeError, and NumPy and Python a MemoryError.
         self.ran_out = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-            isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+            isinstance(error, RuntimeError) and any(words in str(error) for words in RAN_OUT))
         return self.ran_out
 
 

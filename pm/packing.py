@@ -31,8 +31,13 @@ class Pack:
     last: torch.Tensor
 
     def to(self, device: torch.device) -> "Pack":
-        return replace(self, input_ids=self.input_ids.to(device), positions=self.positions.to(device),
-                       last=self.last.to(device))
+        input_ids, positions, last = (to_device(part, device) for part in (self.input_ids, self.positions, self.last))
+        return replace(self, input_ids=input_ids, positions=positions, last=last)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """From the CPU; a GPU copies it when it comes to that, and nothing waits for what is queued there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> Pack:
@@ -84,7 +89,7 @@ def predecessors(pack: Pack) -> torch.Tensor:
     before_T = torch.arange(-1, len(pack.input_ids) - 1)
     before_T[ends - lengths] = torch.tensor([int(ends[path[-2]]) - 1 if len(path) > 1 else -1 for path in pack.paths],
                                             dtype=torch.long)
-    return before_T.to(pack.input_ids.device)
+    return to_device(before_T, pack.input_ids.device)
 
 
 def token_weights(pack: Pack, weights: Sequence[float]) -> torch.Tensor:
@@ -94,7 +99,7 @@ def token_weights(pack: Pack, weights: Sequence[float]) -> torch.Tensor:
         for segment in pack.paths[leaf]:
             of_segment[segment] += weight
     lengths = torch.tensor(pack.lengths, dtype=torch.long)
-    return torch.tensor(of_segment).repeat_interleave(lengths).to(pack.input_ids.device)
+    return to_device(torch.tensor(of_segment).repeat_interleave(lengths), pack.input_ids.device)
 
 
 def sequence_sums(pack: Pack, values_T: torch.Tensor) -> list[float]:

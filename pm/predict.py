@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from pm.calibration import Calibration
-from pm.collator import Collator, packed_tokens
+from pm.collator import Collator, on_device, packed_tokens
 from pm.config import newest_run
 from pm.data.example import FEATURES, Example
 from pm.data.forms import BadRow, prompt_turns, storable
@@ -80,7 +80,7 @@ def score(model, rows: Dataset, template: Template, task: Task, token_budget: in
     for numbers in progress(micro_batches):
         # A micro-batch without rows is run on some row all the same: ZeRO 3 gathers weights at every forward.
         chosen = [rows[number] | ({"prompt_ids": blank} if blank_prompts else {}) for number in numbers or [shortest]]
-        batch = {name: tensor.to(device) for name, tensor in collate(chosen, [orders] * len(chosen)).items()}
+        batch = on_device(collate(chosen, [orders] * len(chosen)), device)
         swapped_B, _ = batch.pop("swapped"), batch.pop("target")
         scored.append((numbers, unswap(model(**batch).logits, swapped_B)))
     if was_training:
@@ -153,7 +153,7 @@ class PreferenceModel:
                 model, _ = load_model(str(base) if base.is_dir() else settings["base"], dtype, task.labels)
                 if not (folder / "adapter_model.safetensors").is_file():
                     raise UserError(f"{folder} holds no adapter_model.safetensors")
-                model = PeftModel.from_pretrained(model, str(folder))
+                model = PeftModel.from_pretrained(model, str(folder), torch_device="cpu")  # not all ranks' first GPU
             else:
                 model, _ = load_model(str(folder), dtype, task.labels)
             encoder = Encoder(load_tokenizer(str(folder)), settings["max_length"])
@@ -164,6 +164,8 @@ class PreferenceModel:
         for parameter in model.requires_grad_(False).parameters():  # not `.to(dtype)`: the rotary frequencies stay fp32
             parameter.data = parameter.data.to(dtype)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and device.index is None:  # any thread may call, and each has its own current one
+            device = torch.device("cuda", torch.cuda.current_device())
         return cls(model, task, encoder, settings, device, packing)
 
     def score(self, rows: Dataset, token_budget: int | None = None, **options) -> list[dict]:

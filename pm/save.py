@@ -22,14 +22,17 @@ from pm.config import Config, load_config
 from pm.encoding import Encoder
 from pm.errors import UserError
 from pm.files import written_aside
+from pm.memory import free_bytes
 from pm.merge import compared_rows, digests, drift, merged
 from pm.model import load_model, load_tokenizer, save_model
 from pm.predict import SETTINGS, PreferenceModel
+from pm.predictions import mean_logits
 from pm.run import Data, base_of, build_model, dtype_of, load_data, saved_labels
 from pm.task import Task
 
-# How far logits may be from those of the live model, which may be on another device.
+# How far logits may be from those of the live model, which may be on another device; of logits above 1, which part.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+ROOM = 1.3  # times the model's size must be free on a GPU, or it is loaded on the CPU
 ROWS = 1000
 
 
@@ -91,7 +94,7 @@ def export(run: Path, checkpoint: Checkpoint, output: Path, calibration: Calibra
     }
     metrics = metrics or publish.saved_metrics(run, checkpoint.path.name, checkpoint.trainer["step"])
     state = checkpoint.state()
-    device = torch.device("cuda" if torch.cuda.is_available() and not calibration else "cpu")
+    device = _device(model)
     if changed:
         task = Task(config.task, tuple(labels))
         compared, of = compared_rows(data and data.test.encoded, encoder, task, config.cache_dir, form.rows)
@@ -159,6 +162,15 @@ def _base(config: Config, whole: bool) -> str:
     return publish.hub_id(config.model) or (folder.name if whole else str(folder))
 
 
+def _device(model: torch.nn.Module) -> torch.device:
+    """A GPU where there is room, also beside a model that is still being trained there."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+        if free_bytes(device) > ROOM * sum(parameter.nbytes for parameter in model.parameters()):
+            return device
+    return torch.device("cpu")
+
+
 def _data(config: Config, run: Path) -> Data | None:
     try:
         return load_data(config, run)
@@ -196,9 +208,10 @@ def _check_digests(fresh: PreferenceModel, dtype: torch.dtype, wanted: dict[str,
 
 def _check_logits(fresh: PreferenceModel, dtype: torch.dtype, rows: Dataset, live: Sequence[dict]) -> float:
     difference = drift(live, fresh.score(rows, token_budget=1))["largest"]
-    if not difference <= TOLERANCE[dtype]:
+    allowed = TOLERANCE[dtype] * max(1.0, float(np.abs(mean_logits(live)).max()))
+    if not difference <= allowed:
         raise UserError(f"the export, loaded afresh, gives logits that differ by {difference:.2g} from the trained "
-                        f"model's; {TOLERANCE[dtype]:g} is allowed: it was not saved")
+                        f"model's; {allowed:.2g} is allowed: it was not saved")
     return difference
 
 

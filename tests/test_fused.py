@@ -309,7 +309,7 @@ def test_flash_attention_is_as_good_as_path_by_path(window, groups, monkeypatch)
     exact = copy.deepcopy(model).float()
 
     def on_gpu(model, groups) -> torch.Tensor:
-        return model(pack=pack([sequence for group in groups for sequence in group]).to("cuda")).logits
+        return model(pack=pack([sequence for group in groups for sequence in group]).to(torch.device("cuda"))).logits
 
     def outcome_on_gpu(model) -> torch.Tensor:
         model.zero_grad()

@@ -115,7 +115,7 @@ def test_nothing_is_an_empty_pack():
 
 def test_a_pack_moves_as_a_whole():
     """To a device without data, where there is no other one."""
-    moved = pack([[1, 5, 7, 8]]).to("meta")
+    moved = pack([[1, 5, 7, 8]]).to(torch.device("meta"))
     assert {part.device.type for part in (moved.input_ids, moved.positions, moved.last)} == {"meta"}
     assert (moved.lengths, moved.paths, moved.leaves) == ([4], [(0,)], [0])
 

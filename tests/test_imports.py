@@ -53,7 +53,8 @@ def test_leaves_import_no_other_module_of_ours(name):
 
 
 @pytest.mark.parametrize(("name", "wanted"), [
-    ("pm.packing", {"torch"}), ("pm.fused", {"torch", "transformers", "peft", "pm.packing"})])
+    ("pm.packing", {"torch"}), ("pm.attention", {"torch", "pm.packing"}),
+    ("pm.fused", {"torch", "transformers", "peft", "pm.packing", "pm.attention"})])
 def test_the_faster_forward_needs_torch_and_the_libraries_whose_weights_it_reads(name, wanted):
     """And not pm.model, by which it is called."""
     assert imported_by(name) - sys.stdlib_module_names == wanted

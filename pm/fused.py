@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cohere2Model
 
 from pm.attention import Attention
-from pm.packing import Pack
+from pm.packing import Pack, filled_up
 
 PROJECTIONS = 7  # of a block: query, key, value, output, gate, up, down
 
@@ -48,14 +48,15 @@ def unsupported(model: nn.Module) -> str:
 def last_hidden_states(model: Cohere2Model, pack: Pack) -> torch.Tensor:
     """What the backbone says at the last token of each sequence, (B, D)."""
     *layers, last_layer = model.layers
+    pack = filled_up(pack)
     hidden_TD, rotation_TE = _through(model, layers, pack)
     return _norm(model.norm, _last_block(last_layer, hidden_TD, rotation_TE, pack))
 
 
 def hidden_states(model: Cohere2Model, pack: Pack) -> torch.Tensor:
     """What the backbone says at every token, (T, D)."""
-    hidden_TD, _ = _through(model, model.layers, pack)
-    return _norm(model.norm, hidden_TD)
+    hidden_TD, _ = _through(model, model.layers, filled_up(pack))
+    return _norm(model.norm, hidden_TD[: len(pack.input_ids)])
 
 
 def _through(model: Cohere2Model, layers, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,6 +35,21 @@ class Pack:
         return replace(self, input_ids=input_ids, positions=positions, last=last)
 
 
+def filled_up(pack: Pack) -> Pack:
+    """The pack with a segment behind it that is in no sequence, so that there are at most 32 numbers of tokens between
+    a power of two and the next: oneDNN, which makes the bf16 products on a CPU, compiles and keeps a kernel for each
+    number of rows, and in packs nearly every one would be new."""
+    tokens = len(pack.input_ids)
+    step = 2 ** max(0, tokens.bit_length() - 6)
+    more = -tokens % step
+    if not more:
+        return pack
+    device = pack.input_ids.device
+    return replace(pack, input_ids=torch.cat([pack.input_ids, pack.input_ids[-1:].expand(more)]),
+                   positions=torch.cat([pack.positions, torch.arange(more, device=device)]),
+                   lengths=[*pack.lengths, more], paths=[*pack.paths, (len(pack.paths),)])
+
+
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """From the CPU; a GPU copies it when it comes to that, and nothing waits for what is queued there."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -7,7 +7,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pm.packing import SHORTEST_SHARED, Pack, pack, predecessors, sequence_lengths, sequence_sums, token_weights
+from pm.packing import (
+    SHORTEST_SHARED,
+    Pack,
+    filled_up,
+    pack,
+    predecessors,
+    sequence_lengths,
+    sequence_sums,
+    token_weights,
+)
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=200)
 
@@ -191,3 +200,15 @@ def test_sequences_share_wherever_they_begin_alike(sequences, shortest):
         assert both or alike < shortest
         alone = packed([sequences[one], sequences[other]], shortest)
         assert len(alone.input_ids) == len(sequences[one]) + len(sequences[other]) - alike * (alike >= shortest)
+
+
+@pytest.mark.parametrize(("tokens", "wanted"), [(1, 1), (63, 63), (64, 64), (65, 66), (129, 132), (7800, 7808)])
+def test_a_pack_is_filled_up_behind_its_sequences(tokens, wanted):
+    found = pack([list(range(10, 10 + tokens))])
+    filled = filled_up(found)
+    assert len(filled.input_ids) == len(filled.positions) == sum(filled.lengths) == wanted
+    assert torch.equal(filled.input_ids[:tokens], found.input_ids)
+    assert torch.equal(filled.positions[:tokens], found.positions)
+    assert (filled.leaves, filled.last.tolist(), filled.paths[0]) == ([0], [tokens - 1], (0,))
+    assert filled.paths[1:] == ([(1,)] if wanted > tokens else [])
+    assert filled.positions[tokens:].tolist() == list(range(wanted - tokens))

@@ -65,6 +65,7 @@ class Collator:
 
 
 def on_device(tensors: dict[str, torch.Tensor | Pack], device: torch.device) -> dict[str, torch.Tensor | Pack]:
+    """A micro-batch, by name, where the model is."""
     return {name: value.to(device) if isinstance(value, Pack) else to_device(value, device)
             for name, value in tensors.items()}
 

@@ -308,12 +308,11 @@ def test_flash_attention_is_as_good_as_path_by_path(window, groups, monkeypatch)
     model, groups = in_bf16(with_lora(base(window, head_dim=32), False).train(), torch.bfloat16).cuda(), groups(window)
     exact = copy.deepcopy(model).float()
 
-    def on_gpu(model, groups) -> torch.Tensor:
-        return model(pack=pack([sequence for group in groups for sequence in group]).to(torch.device("cuda"))).logits
+    packed = pack([sequence for group in groups for sequence in group]).to(torch.device("cuda"))
 
     def outcome_on_gpu(model) -> torch.Tensor:
         model.zero_grad()
-        logits_BC = on_gpu(model, groups)
+        logits_BC = model(pack=packed).logits
         (logits_BC * torch.linspace(-1.0, 1.0, logits_BC.numel(), device="cuda").view_as(logits_BC)).sum().backward()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
         return torch.cat([part.detach().float().flatten() for part in (logits_BC, *gradients)])

@@ -1,7 +1,7 @@
 """Speed of whole training jobs: ours, Transformers' Trainer, TRL's RewardTrainer and pairjudge.
 
     pip install -e . -r tests/bench/requirements.txt
-    python tests/bench/peers.py [--model small|tiny|7b|FOLDER] [--data FILE] [--precision fp32 bf16] [--steps 240]
+    python tests/bench/peers.py [--model small|tiny|7b|FOLDER] [--data FILE ...] [--precision fp32 bf16] [--steps 240]
     python tests/bench/peers.py --model 7b --precision bf16 --gradient_checkpointing --tokens_per_micro_batch auto
 
 All train LoRA and the score head of one Cohere 2 on the same pairs, PAIRS of them in a step, with AdamW. Each job is a
@@ -52,7 +52,7 @@ from pm.collator import draw_orders
 from pm.config import Config, parse
 from pm.data.prepare import read, training_texts
 from pm.model import SMALL, Cohere2ForSequenceClassification, add_lora
-from pm.plan import epoch_rows
+from pm.plan import epoch_order, epoch_rows
 from pm.run import TOKENIZER_ROWS, Data, audit_run, environment, load_data
 from pm.tokenizer import train_tokenizer
 from pm.tracking import read_history
@@ -221,7 +221,7 @@ def train_flags(arguments: argparse.Namespace, precision: str, seed: int, output
     """Of train.py; the peers take their settings from them too."""
     checkpointing = "--gradient_checkpointing" if arguments.gradient_checkpointing else "--no-gradient_checkpointing"
     return ["--deepspeed_config", str(arguments.folder / f"{precision}.json"), "--model", str(base_folder(arguments)),
-            "--data", arguments.data, "--cache_dir", str(arguments.folder / "cache"), "--output", str(output),
+            "--data", *arguments.data, "--cache_dir", str(arguments.folder / "cache"), "--output", str(output),
             "--seed", str(seed), "--max_steps", str(WARM_UP + arguments.steps // arguments.rounds), "--eval_every", "0",
             "--test_fraction", "0", "--calibration_fraction", "0", "--tune", "lora", checkpointing,
             "--tokens_per_micro_batch", arguments.tokens_per_micro_batch]
@@ -280,7 +280,7 @@ def useful_flops(config: Cohere2Config, rank: int, lengths: list[int]) -> int:
 def base_folder(arguments: argparse.Namespace) -> Path:
     if arguments.model not in PRESETS:
         return Path(arguments.model)
-    return arguments.folder / f"{arguments.model}-{Path(arguments.data).stem}"
+    return arguments.folder / "-".join([arguments.model, *(Path(source).stem for source in arguments.data)])
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -296,7 +296,8 @@ def prepare(arguments: argparse.Namespace) -> None:
         base = base_folder(arguments)
         if not (base / "tokenizer.json").exists():  # which is written last
             rows = read(config.data, config.reading, config.cache_dir).rows
-            tokenizer = train_tokenizer(training_texts(rows.take(min(TOKENIZER_ROWS, len(rows)))), config.vocab_size)
+            some = rows.select(epoch_order(len(rows), 0, 0)[:TOKENIZER_ROWS])
+            tokenizer = train_tokenizer(training_texts(some), config.vocab_size)
             model_config = Cohere2Config(pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
                                          eos_token_id=tokenizer.eos_token_id, **PRESETS[arguments.model])
             torch.manual_seed(0)
@@ -306,7 +307,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         audit_run(config, Path(name), data)
     if config.max_steps * PAIRS > len(data.train.encoded):
         sys.exit(f"--steps {arguments.steps} in {arguments.rounds} rounds, with warm-up, need "
-                 f"{config.max_steps * PAIRS} pairs; {arguments.data} has {len(data.train.encoded)}")
+                 f"{config.max_steps * PAIRS} pairs; there are {len(data.train.encoded)}")
 
 
 def matmul_peak(device: str, dtype: torch.dtype) -> float:
@@ -367,7 +368,7 @@ def table(results: dict[str, list[dict]], peak: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny", help=f"{', '.join(PRESETS)}, or a folder [%(default)s]")
-    parser.add_argument("--data", default=str(REPOSITORY.parent / "shared/data/mt_postedit_mlqe.jsonl"))
+    parser.add_argument("--data", nargs="+", default=[str(REPOSITORY.parent / "shared/data/mt_postedit_mlqe.jsonl")])
     parser.add_argument("--precision", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--contenders", nargs="+", choices=[*OURS, *PEERS], default=[*OURS, *PEERS])
     parser.add_argument("--steps", type=int, default=240, help="timed steps of each contender in all rounds together")

@@ -72,7 +72,7 @@ def test_ours_with_a_prompt_of_turns():
 
 @pytest.mark.parametrize(("winner", "target"), [
     ("a", {"a": 1.0}), ("b", {"b": 1.0}), ("tie", {"tie": 1.0}), ("model_a", {"a": 1.0}), ("model_b", {"b": 1.0}),
-    ("tie (bothbad)", {"tie": 1.0}),
+    ("tie (bothbad)", {"tie": 1.0}), ("both_bad", {"tie": 1.0}),
 ])
 def test_the_winner_becomes_the_target(winner, target):
     assert one(PAIR | {"winner": winner}).target == target
@@ -126,6 +126,7 @@ def test_votes(votes, target):
     ({"a": 0.5, "tie": 0.5}, {"a": 0.5, "tie": 0.5}),
     ('{"b": 0.25, "tie": 0.75}', {"b": 0.25, "tie": 0.75}),
     ([0.333, 0.333, 0.333], {"a": 1 / 3, "b": 1 / 3, "tie": 1 / 3}),
+    ([0.33, 0.33, 0.33], {"a": 1 / 3, "b": 1 / 3, "tie": 1 / 3}),
 ])
 def test_probabilities(probability, target):
     found = one(PAIR | {"probability": probability, "winner": "tie"}).target
@@ -273,7 +274,7 @@ def test_conversations_with_system_turns():
     ({"conversation_b": None}, "conversation_b must be a list of turns, not NoneType"),
     ({"conversation_b": [USER, "y"]}, "conversation_b: each turn must have role and content"),
     ({"conversation_b": [USER, {"role": "assistant", "content": ""}]}, "conversation_b turn is empty"),
-    ({"winner": "both"}, "winner must be one of a, b, tie, model_a, model_b, tie (bothbad), not 'both'"),
+    ({"winner": "both"}, "winner must be one of a, b, tie, model_a, model_b, tie (bothbad), both_bad, not 'both'"),
 ])
 def test_a_bad_row_of_conversations(change, wanted):
     assert reason(CONVERSATIONS | change) == wanted
@@ -362,6 +363,42 @@ def test_many_turns():
     assert judged(found) == ("w", "x", "y")
     assert one({"system": "t", "chosen": [*prompt, GOOD], "rejected": [*prompt, BAD]}) == found
     assert one({"system": "s", "chosen": [*prompt[1:], GOOD], "rejected": [*prompt[1:], BAD]}) == found
+
+
+@pytest.mark.parametrize("prompt", ["u", "w", [{"role": "user", "content": "w"}]])
+def test_a_prompt_beside_many_turns_may_be_any_of_the_users(prompt):
+    history = [{"role": "system", "content": "s"}, *turns("u", "v", "w")]
+    found = one({"prompt": prompt, "chosen": [*history, GOOD], "rejected": [*history, BAD]})
+    assert found.prompt == history
+    assert judged(found) == ("w", "x", "y")
+
+
+@pytest.mark.parametrize("prompt", ["v", "s", "other"])
+def test_another_prompt_than_one_of_the_users_is_bad(prompt):
+    history = [{"role": "system", "content": "s"}, *turns("u", "v", "w")]
+    assert reason({"prompt": prompt, "chosen": [*history, GOOD], "rejected": [*history, BAD]}) == (
+        "chosen must be the prompt followed by one assistant turn")
+
+
+@pytest.mark.parametrize("question", ["p", None])
+def test_turns_beside_a_question_and_a_prompt(question):
+    """A set that mixes rows of orca with others has the columns of both."""
+    row = {"id": "1", "prompt": "p", "question": question, "chosen": [USER, GOOD], "rejected": [USER, BAD]}
+    assert one(row) == Example("1", P_KEY, "und", "file", "", [USER], "x", "y", {"a": 1.0})
+    assert one(row | {"chosen": "x", "rejected": "y"}).prompt == [USER]
+
+
+def test_a_turn_in_parts():
+    def parts(role: str, *texts: str) -> dict:
+        return {"role": role, "content": [{"type": "text", "text": text, "image": None} for text in texts]}
+
+    row = CONVERSATIONS | {"conversation_a": [parts("user", "p", "q"), parts("assistant", "x")],
+                           "conversation_b": [parts("user", "p", "q"), parts("assistant", "y")]}
+    found = one(row)
+    assert (found.prompt, found.response_a, found.response_b) == (turns("p\nq"), "x", "y")
+    picture = {"role": "user", "content": [{"type": "image", "image": "..."}]}
+    assert reason(row | {"conversation_a": [picture, GOOD]}) == "conversation_a turn must be text, not list"
+    assert reason(row | {"conversation_a": [parts("user", " "), GOOD]}) == "conversation_a turn is empty"
 
 
 def test_chosen_with_a_margin():
@@ -700,11 +737,11 @@ def test_a_row_of_no_form():
     ({"prompt": [{"role": "user", "content": " "}]}, "prompt turn is empty"),
     ({"prompt": [{"role": "user", "content": "\ud800"}]}, "prompt turn is not UTF-8, or holds a lone surrogate"),
     ({"prompt": [USER, GOOD]}, "prompt must end with a user turn, not assistant"),
-    ({"winner": "c"}, "winner must be one of a, b, tie, model_a, model_b, tie (bothbad), not 'c'"),
-    ({"winner": "A"}, "winner must be one of a, b, tie, model_a, model_b, tie (bothbad), not 'A'"),
-    ({"winner": None}, "winner must be one of a, b, tie, model_a, model_b, tie (bothbad), not None"),
-    ({"winner": 0}, "winner must be one of a, b, tie, model_a, model_b, tie (bothbad), not 0"),
-    ({"winner": ["a"]}, "winner must be one of a, b, tie, model_a, model_b, tie (bothbad), not list"),
+    ({"winner": "c"}, "winner must be one of a, b, tie, model_a, model_b, tie (bothbad), both_bad, not 'c'"),
+    ({"winner": "A"}, "winner must be one of a, b, tie, model_a, model_b, tie (bothbad), both_bad, not 'A'"),
+    ({"winner": None}, "winner must be one of a, b, tie, model_a, model_b, tie (bothbad), both_bad, not None"),
+    ({"winner": 0}, "winner must be one of a, b, tie, model_a, model_b, tie (bothbad), both_bad, not 0"),
+    ({"winner": ["a"]}, "winner must be one of a, b, tie, model_a, model_b, tie (bothbad), both_bad, not list"),
     ({"margin": -1}, "margin must be at least 0, not -1: it says by how much the better response is better"),
     ({"votes": [0, 0]}, "votes are all zero"),
     ({"votes": [3, -1]}, "votes must be at least 0, not [3.0, -1.0]"),

@@ -35,7 +35,7 @@ def test_the_languages_of_the_sample_are_known_by_each_of_their_names():
 
 @pytest.mark.parametrize(("name", "code"), [
     ("es_train", "es"), ("es", "es"), ("spa", "es"), ("arb_Arab", "ar"), ("zh_Hans", "zh"), ("zh-Hant-TW", "zh"),
-    ("zho_Hant", "zh-hant"),
+    ("zho_Hant", "zh-hant"), ("swh_Latn", "swh"), ("be-Cyrl", "be"),
     ("pt_BR", "pt"), ("en-US", "en"), ("ca_train", "ca"), ("hu_test", "hu"), ("id", "id"), ("deu_Latn_test", "de"),
 ])
 def test_a_split_or_a_config_is_named_after_a_language(name, code):
@@ -44,7 +44,7 @@ def test_a_split_or_a_config_is_named_after_a_language(name, code):
 
 @pytest.mark.parametrize("name", [
     "", "train", "test", "validation", "default", "all", "dev", "ca", "raw_es", "train_es", "spanish", "Es", "es.train",
-    "es_1", "es_", "_es", "e", "es_train\n", "de train",
+    "es_1", "es_", "_es", "e", "es_train\n", "de train", "sw", "swh", "swh_latn", "swh_Latin", "raw_Text",
 ])
 def test_a_split_or_a_config_is_named_after_no_language(name):
     assert language_of_name(name) == ""

@@ -55,6 +55,19 @@ def test_a_split_is_found_again(tmp_path):
     assert [len(part) for part in split_rows(rows, None, 0.0, 0.0, cache).values()] == [50, 0, 0]
 
 
+def test_ids_of_two_files_may_be_equal(tmp_path):
+    sources = [tmp_path / name / "train.jsonl" for name in ("es", "fr")]
+    for path in sources:
+        path.parent.mkdir()
+        path.write_text("".join(json.dumps({"id": number, "prompt": f"{path} {number}", "chosen": "x", "rejected": "y"})
+                                + "\n" for number in range(50)))
+    rows = read(list(map(str, sources)), Reading(), str(tmp_path / "cache"))
+    assert len(set(rows.rows["id"][:])) == 50
+    found = split_rows(rows, None, 0.2, 0.2, str(tmp_path / "cache"))
+    assert sum(map(len, found.values())) == 100 and len(found["test"]) > 0
+    assert not {*found["train"]["prompt_key"][:]} & {*found["test"]["prompt_key"][:]}
+
+
 def test_the_calibration_split_is_taken_from_what_is_not_tested(tmp_path):
     rows = read([written(tmp_path / "rows.jsonl", 50)], Reading(), str(tmp_path / "cache"))
     with_it, without = (split_rows(rows, None, 0.2, fraction, str(tmp_path / "cache")) for fraction in (0.3, 0.0))

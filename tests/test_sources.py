@@ -24,7 +24,7 @@ OURS = {"id": "1", "group": "g", "language": "en", "source": "s", "kind": "k", "
 WHY = [{"role": "user", "content": "Why?"}]
 USER = {"role": "user", "content": "p"}
 GOOD, BAD = {"role": "assistant", "content": "x"}, {"role": "assistant", "content": "y"}
-WINNERS = "a, b, tie, model_a, model_b, tie (bothbad)"
+WINNERS = "a, b, tie, model_a, model_b, tie (bothbad), both_bad"
 
 # What each reader reads below: two rows of texts, which every format can hold.
 TWO = [OURS, OURS | {"id": "2", "response_b": 'He said "no", then\r\nleft. 不', "winner": "tie"}]
@@ -278,8 +278,8 @@ def test_a_byte_order_mark_within_is_text(tmp_path):
 
 @pytest.mark.parametrize(("name", "language"), [
     ("de.txt", "de"), ("deu.txt", "de"), ("de.txt.gz", "de"), ("de.part2.txt", "de"), ("zh_Hant.txt", "zh-hant"),
-    ("sw_train.txt", "sw"), ("sw.txt", "und"), ("texts.txt", "und"), ("de2.txt", "und"), (".txt", "und"),
-    (".txt.gz", "und"),
+    ("sw_train.txt", "sw"), ("sw.txt", "sw"), ("swh_Latn.txt", "swh"), ("texts.txt", "und"), ("de2.txt", "und"),
+    (".txt", "und"), (".txt.gz", "und"),
 ])
 def test_a_text_file_is_named_after_its_language(tmp_path, name, language):
     contents = b"Eins." if name.endswith("txt") else gzip.compress(b"Eins.")

@@ -123,6 +123,10 @@ def _conversations(row: dict, margin_scale: float) -> Iterator[Texts]:
 
 
 def _orca(row: dict, margin_scale: float) -> Iterator[Texts]:
+    """`question`, `chosen` and `rejected`, all texts. In a set that mixes such rows with others all have a `prompt`."""
+    if _given(row, "prompt") and not (_given(row, "question") and isinstance(_parsed_turns(row["chosen"]), str)):
+        yield from _chosen(row, margin_scale)
+        return
     yield _ranked(_with_system(row, _prompt(row["question"], "question")), _plain(row["chosen"], "chosen"),
                   _plain(row["rejected"], "rejected"), _margin(row, margin_scale))
 
@@ -133,7 +137,11 @@ def _chosen(row: dict, margin_scale: float) -> Iterator[Texts]:
     probability = _margin(row, margin_scale)
     if isinstance(chosen, list) and isinstance(rejected, list) and chosen and isinstance(chosen[0], dict):
         one, other = _turns(chosen, "chosen"), _turns(rejected, "rejected")
-        prompt = _prompt(row["prompt"], "prompt") if _given(row, "prompt") else one[:-1]
+        prompt = one[:-1]
+        if _given(row, "prompt"):
+            written = _prompt(row["prompt"], "prompt")
+            if one[:-1] != other[:-1] or len(written) > 1 or written[0] not in prompt:
+                prompt = written  # else it is one of the user's turns in what both begin with
         prompt, good, bad = _after_prompt(one, other, prompt, ("chosen", "rejected"))
         yield _ranked(_with_system(row, _prompt(prompt, "prompt")), good, bad, probability)
         return
@@ -251,7 +259,8 @@ def _pair_target(row: dict, margin_scale: float) -> dict[str, float]:
         return _distribution({name: row[column] for name, column in columns.items() if _given(row, column)},
                              "winner_model_a, winner_model_b and winner_tie")
     winner = row.get("winner")
-    known = {"a": "a", "b": "b", "tie": "tie", "model_a": "a", "model_b": "b", "tie (bothbad)": "tie"}
+    known = {"a": "a", "b": "b", "tie": "tie", "model_a": "a", "model_b": "b", "tie (bothbad)": "tie",
+             "both_bad": "tie"}
     if not isinstance(winner, str) or winner not in known:
         raise BadRow(f"winner must be one of {', '.join(known)}, not {_shown(winner)}")
     if known[winner] == "tie":
@@ -273,7 +282,7 @@ def _by_winner(value: object, name: str) -> dict[str, object]:
 
 def _distribution(values: dict[str, object], name: str) -> dict[str, float]:
     numbers = {key: _number(value, name) for key, value in values.items()}
-    if any(number < 0 for number in numbers.values()) or abs(sum(numbers.values()) - 1) > ROUNDING:
+    if any(number < 0 for number in numbers.values()) or round(abs(sum(numbers.values()) - 1), 9) > ROUNDING:
         raise BadRow(f"{name} must be at least 0 and add up to 1, not {list(numbers.values())}")
     scale = sum(numbers.values())
     return {key: number / scale for key, number in numbers.items() if number}
@@ -411,8 +420,16 @@ def _turns(value: object, name: str) -> Turns:
             raise BadRow(f"{name}: role must be one of {', '.join(ROLES)}, not {_shown(turn['role'])}")
         if turn["role"] == "system" and turn["content"] in (None, ""):
             continue
-        turns.append({"role": turn["role"], "content": _plain(turn["content"], f"{name} turn")})
+        turns.append({"role": turn["role"], "content": _content(turn["content"], f"{name} turn")})
     return turns
+
+
+def _content(value: object, name: str) -> str:
+    """A turn's text, which may be written as a list of parts `{"type": "text", "text"}`."""
+    if isinstance(value, list) and value and all(isinstance(part, dict) and part.get("type") == "text"
+                                                 for part in value):
+        return "\n".join(_plain(part.get("text"), name) for part in value)
+    return _plain(value, name)
 
 
 def _with_system(row: dict, prompt: Turns) -> Turns:

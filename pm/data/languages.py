@@ -20,6 +20,8 @@ NAMED = {
     "tr": ("tur", "turkish"), "uk": ("ukr", "ukrainian"), "vi": ("vie", "vietnamese"), "zh": ("zho", "cmn", "chinese"),
 }
 SPLIT = r"_([a-z]+_)*(train|test|dev|valid|validation)"  # makes a language of any two letters before it
+SCRIPT = ("[-_](Arab|Armn|Beng|Cyrl|Deva|Ethi|Geor|Grek|Gujr|Guru|Hang|Hans|Hant|Hebr|Jpan|Khmr|Knda|Kore|Laoo|Latn|"
+          "Mlym|Mong|Mymr|Olck|Orya|Sinh|Taml|Telu|Tfng|Thai|Tibt)")  # makes one of any two or three letters
 CODES = {name: code for code, names in NAMED.items() for name in names}
 
 
@@ -36,9 +38,10 @@ def language_code(name: str) -> str:
 
 
 def language_of_name(name: str) -> str:
-    """The language that a split or a config is named after, "" for none: `es_train`, `arb_Arab`, `fr`."""
+    """The language that a split or a config is named after, "" for none: `es_train`, `swh_Latn`, `fr`."""
     match = re.fullmatch(r"([a-z]{2,3})((?:[-_][A-Za-z]+)*)", name)
-    if match and (match[1] in NAMED or match[1] in CODES or (len(match[1]) == 2 and re.fullmatch(SPLIT, match[2]))):
+    if match and (match[1] in NAMED or match[1] in CODES or re.fullmatch(SCRIPT, match[2])
+                  or (len(match[1]) == 2 and re.fullmatch(SPLIT, match[2]))):
         return language_code(name if match[2][1:].lower() == TRADITIONAL else match[1])
     return ""
 

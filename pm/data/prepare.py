@@ -89,7 +89,6 @@ def split_rows(train: Rows, test: Rows | None, test_fraction: float, calibration
         rest, tested = (np.array(side, dtype=np.int64) for side in split(groups, prompts, test_fraction))
         trained, calibrated = (rest[side] for side in calibration_split(groups[rest], prompts[rest],
                                                                         calibration_fraction))
-        _refuse(overlap(table.take(rest), table.take(tested)))
         for name, numbers in zip(SPLITS, (trained, calibrated, tested), strict=True):
             np.save(folder / f"{name}.npy", numbers)
 
@@ -105,10 +104,7 @@ def split_key(train: Rows, test: Rows | None, test_fraction: float, calibration_
 
 def check_overlap(train_rows: Dataset, test_rows: Dataset) -> None:
     """Raises `UserError` naming test rows that are in the training split, by id, group or prompt."""
-    _refuse(overlap(_keys(train_rows), _keys(test_rows)))
-
-
-def _refuse(found: str | None) -> None:
+    found = overlap(_keys(train_rows), _keys(test_rows))
     if found:
         raise UserError(f"the test rows overlap with the training split: {found}")
 

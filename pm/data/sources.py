@@ -130,7 +130,8 @@ def _raw_rows(spec: str) -> Iterator[tuple[str, dict | BadRow, str]]:
         kind = "." + path.name.removesuffix(".gz").rpartition(".")[2]
         reader = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet,
                   ".txt": _read_txt}[kind]
-        language = language_of_name(path.name.partition(".")[0]) if kind == ".txt" else ""
+        stem = path.name.partition(".")[0] if kind == ".txt" else ""
+        language = language_of_name(stem) or (stem if re.fullmatch("[a-z]{2}", stem) else "")
         try:
             for number, row in reader(path):
                 yield f"{path}:{number}", row, language
@@ -267,7 +268,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _hub_splits(spec: str) -> list[tuple[str, object]]:
-    """The chosen splits of a dataset: those that the patterns name, else the ones named train, else all."""
+    """The chosen splits of a dataset: those that the patterns name, else the ones of training, else all."""
     from datasets import load_dataset
 
     name, _, patterns = spec.partition("#")
@@ -277,7 +278,7 @@ def _hub_splits(spec: str) -> list[tuple[str, object]]:
     except Exception as error:  # the library raises a dozen kinds; what the user typed is the cause of nearly all
         raise UserError(f"--data {spec}: neither a local file ({', '.join(FILE_ENDINGS)}) nor a dataset that can be "
                         f"loaded: {first_line(error)}") from None
-    wanted = patterns.split(",") if patterns else ["train", "*_train"]
+    wanted = patterns.split(",") if patterns else ["train", "train_*", "*_train"]
     chosen = [key for key in splits if any(fnmatch.fnmatchcase(key, pattern) for pattern in wanted)]
     if not chosen and patterns:
         raise UserError(f"--data {spec}: none of the splits {', '.join(splits)} matches {patterns!r}")

@@ -19,7 +19,7 @@ from pm.data.prepare import check_overlap, describe, encode, read
 from pm.data.sources import Reading, first_row
 from pm.data.targets import target_matrix, with_targets
 from pm.errors import UserError, run_main
-from pm.metrics import DIMENSIONS, compares, difference, evaluation, surest_mistakes
+from pm.metrics import DIMENSIONS, compares, difference, evaluation, ranks, surest_mistakes
 from pm.predict import PreferenceModel, find_export, newest_export, read_predictions
 from pm.ranking import ranking_rows
 from pm.run import Data, Split, environment, fitted_shortcuts, load_data
@@ -62,6 +62,7 @@ def main(argv: list[str]) -> None:
     # 2. Everything else follows from them
     def finish() -> tuple[dict, list[str]]:
         folder = _folder(output)
+        (folder / "rankings.jsonl").unlink(missing_ok=True)
         if rows:
             _dump_lines(output / "predictions.jsonl", predictions)
         counted = benchmarks.evaluated(benchmark.name, predictions) if benchmark else predictions
@@ -70,10 +71,15 @@ def main(argv: list[str]) -> None:
             metrics["difference"] = _difference(counted, others, arguments.against)
         written = []
         if benchmark:
+            if "ranking" in metrics:
+                metrics["ranking"] = ranks(predictions)  # also by the pairs that nobody labelled
             metrics["benchmark"] = benchmarks.scores(benchmark.name, predictions)
             written.append(f"{benchmark.name}.json")
             _dump(folder / written[0], benchmarks.official(benchmark.name, metrics["benchmark"],
                                                            str(about.get("model", ""))))
+        if metrics.get("ranking"):
+            written.append("rankings.jsonl")
+            _dump_lines(folder / written[-1], ranking_rows(predictions))
         return metrics, _write_report(folder, counted, metrics, rows, run) + written
 
     metrics, written = distributed.on_main(finish)
@@ -184,9 +190,6 @@ def _write_report(folder: Path, predictions: list[dict], metrics: dict, rows: Sp
                   run: Path | None) -> list[str]:
     """Returns the names of what it writes."""
     _dump(folder / "metrics.json", metrics)
-    (folder / "rankings.jsonl").unlink(missing_ok=True)
-    if metrics.get("ranking"):
-        _dump_lines(folder / "rankings.jsonl", ranking_rows(predictions))
     missing = [what for what, there in (("plots", plots.available()), ("the n-gram shortcuts", shortcuts.available()))
                if not there]
     if missing:
@@ -196,7 +199,7 @@ def _write_report(folder: Path, predictions: list[dict], metrics: dict, rows: Sp
     title = f"Evaluation of {metrics['about'].get('model') or folder.parent}"
     (folder / "report.md").write_text(report.to_markdown(title, report.blocks(metrics, drawn)), "utf-8")
     (folder / "report.html").write_text(report.to_html(title, report.blocks(metrics, drawn, texts)), "utf-8")
-    return ["report.html", "report.md", "metrics.json", *(["rankings.jsonl"] if metrics.get("ranking") else [])]
+    return ["report.html", "report.md", "metrics.json"]
 
 
 def _texts(mistakes: list[dict], rows: Split) -> list[tuple[str, str, list[tuple[str, str]]]]:

@@ -35,6 +35,8 @@ class Cohorts:
         finally:
             with suppress(ValueError):  # a client who has gone will send its response again
                 cohort.remove(member)
+            if not cohort and self._open.get(prompt) is cohort:
+                del self._open[prompt]  # with it goes the time that the others had
 
     def _close(self, prompt: str, cohort: list[tuple[str, asyncio.Future]]) -> None:
         if self._open.get(prompt) is cohort:

@@ -39,7 +39,7 @@ def means(values: dict[str, tuple[np.ndarray, np.ndarray]], groups: np.ndarray, 
     whether it counts (N,); `groups` (N,): whole numbers from 0.
 
     It spans from 2.5 to 97.5 % of the means of `RESAMPLES` resamplings, and is wider for few groups (`widening`). For
-    those of `shares`, which are between 0 and 1, this gives no width where all values are 0 or all 1; then it is
+    those of `shares`, whose means are between 0 and 1, this gives no width where all values are 0 or all 1; then it is
     Wilson's, with each group counted once. None for no values; no interval for a single group.
     """
     if not len(groups):

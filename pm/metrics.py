@@ -15,7 +15,7 @@ from pm.ranking import concordance, cycles, prompts
 BINS = 10  # of confidence, equally wide
 ORDER_BINS = 10  # of the probability of a in each order
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)  # tokens, upper ends
-SHARES = ("accuracy", "accuracy_single_order", "accuracy_with_ties", "flip_rate", "prefers_first")
+SHARES = ("accuracy", "accuracy_single_order", "accuracy_with_ties", "flip_rate", "prefers_first", "auc")
 DIMENSIONS = ("language", "source", "kind", "length", "length_difference")
 ORDERED = {
     "length": [f"{low + 1} to {high}" for low, high in zip((0, *LENGTHS), LENGTHS, strict=False)]
@@ -94,7 +94,7 @@ def difference(predictions: Sequence[dict], others: Sequence[dict]) -> dict:
         raise ValueError("one compares responses and the other classifies texts")
 
     def key(row: dict) -> tuple:
-        return row["content"], *row["target"].items()
+        return row["content"], *sorted(row["target"].items())
 
     numbers: dict[tuple, list[int]] = {}
     for number, row in enumerate(others):
@@ -284,8 +284,6 @@ class _Table:
         for name in (*values, *(f"ece{name}" for name in self.confidence)):
             result[name], result[f"{name}_interval"] = found[name]
         if self.compares:
-            if result["auc_interval"]:
-                result["auc_interval"] = np.clip(result["auc_interval"], 0, 1).tolist()
             result["n_ties"] = int((~counted).sum())
             result["shortcuts"] = {name: {
                 "n": int(known.sum()), "accuracy": found[f"shortcut {name}"][0],

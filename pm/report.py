@@ -114,7 +114,7 @@ def verdicts(metrics: dict) -> list[str]:
     if above:
         lines.append(f"The model is above {'; '.join(above)}.")
     weak = [name for name, part in metrics["by_language"].items()
-            if part["accuracy_interval"] and part["accuracy_interval"][0] <= 0.5]
+            if part["accuracy"] is not None and (part["accuracy_interval"] or [0.0])[0] <= 0.5]
     if weak and len(metrics["by_language"]) > 1:
         lines.append(f"Not shown to be above chance in {len(weak)} of {len(metrics['by_language'])} languages: "
                      f"{', '.join(weak[:LISTED])}.")

@@ -283,7 +283,7 @@ def test_a_file_like_rewardbench_2_is_scored(models, tmp_path):
     assert metrics["overall"]["n"] == 3 + 6 + 3  # the pairs that have a label
     assert len(predictions(tmp_path / "out")) == 6 + 10 + 6
     assert list(metrics["benchmark"]["scores"]) == ["Math", "Ties", "Score"]
-    assert metrics["ranking"]["n_prompts"] == 3
+    assert (metrics["ranking"]["n_prompts"], metrics["ranking"]["triples"]) == (3, 4 + 10 + 4)  # of all pairs
     official, = json.loads((tmp_path / "out/report/rewardbench2.json").read_text("utf-8"))
     assert list(official) == [*ABOUT, "Math", "Ties"]
 

@@ -409,6 +409,12 @@ def test_the_interval_of_auc_stays_within_0_and_1():
     assert (other["auc"], other["auc_interval"][0]) == (pytest.approx(1 / 36), 0.0)
 
 
+def test_an_auc_of_1_or_0_has_an_interval_like_every_share():
+    for rows, wanted in (([sure(A, A)] * 3, [1 - 3.8415 / 6.8415, 1.0]), ([sure(A, B)] * 3, [0.0, 3.8415 / 6.8415])):
+        rows = [one | {"group": str(number)} for number, one in enumerate(rows)]
+        assert summarise(rows)["auc_interval"] == pytest.approx(wanted, abs=1e-4)
+
+
 # Shortcuts
 
 
@@ -592,6 +598,13 @@ def test_texts_that_are_repeated_are_joined_in_their_order_and_once_each():
     found = difference(other, one)
     assert (found["n"], found["n_alone"], found["accuracy"]) == (2, 0, 0.5)
     assert difference(contents([sure(A, A)], "p"), contents([sure(A, B), sure(A, A)], "pp"))["accuracy"] == 1.0
+
+
+def test_the_order_in_which_classes_are_named_does_not_matter():
+    other = [one | {"target": dict(reversed(one["target"].items())), "logits": one["logits"][::-1]} for one in TEXTS]
+    found = difference(TEXTS, other)
+    assert (found["n"], found["n_alone"], found["accuracy"], found["log_loss"]) == (
+        len(TEXTS), 0, 0.0, pytest.approx(0.0, abs=1e-12))
 
 
 def test_no_row_in_common_is_an_error():

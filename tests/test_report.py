@@ -180,6 +180,8 @@ def test_languages_that_are_not_shown_to_be_above_chance():
     right, wrong = many(sure(A, A), sure(B, B)), many(sure(A, A, language="de"), sure(B, A, language="de"))
     assert any(line == "Not shown to be above chance in 1 of 2 languages: de." for line in sentences(right + wrong))
     assert not any("languages" in line for line in sentences(wrong))  # the only language is all there is
+    alone = [sure(B, A, language="de", group="1")]  # of a single group of prompts, and without an interval
+    assert any(line == "Not shown to be above chance in 1 of 2 languages: de." for line in sentences(right + alone))
 
 
 FIRST, SECOND = row((2, 0), (0, 1)), row((0, 2), (1, 0))

@@ -56,7 +56,17 @@ def main(argv: list[str]) -> None:
     def metrics_of(predictions: list[dict]) -> dict:
         return distributed.on_main(lambda: evaluation(with_shortcuts(predictions, shortcuts())))
 
-    predictions = []
+    def evaluate_saved() -> list[dict]:
+        """The test split's predictions by the checkpoint that was just saved, or resumed from."""
+        predictions = evaluate(data.test.encoded)
+        metrics = metrics_of(predictions)
+        overall = metrics["overall"]
+        session.judge(overall[config.best_metric], config.best_metric)
+        tracker.evaluation(session.step, metrics)
+        tracker.say(f"step {session.step} test: {report.short(overall)}")
+        return predictions
+
+    predictions = evaluate_saved() if session.unevaluated and len(data.test.encoded) else []
     while not session.ended:
         started = time.perf_counter()
         rate = session.begin_step()
@@ -96,11 +106,7 @@ def main(argv: list[str]) -> None:
         if session.evaluates or values.stop:
             session.save()
         if session.evaluates and len(data.test.encoded):
-            predictions = evaluate(data.test.encoded)
-            metrics = metrics_of(predictions)
-            tracker.evaluation(step, metrics)
-            tracker.say(f"step {step} test: {report.short(metrics['overall'])}")
-            session.judge(metrics["overall"][config.best_metric], config.best_metric)
+            predictions = evaluate_saved()
         if values.stop and not session.ended:
             session.say_stopped("deepspeed train.py")
             return

@@ -11,12 +11,13 @@ from pm.engine import check_config, create_moments, get_state, set_state, start_
 from pm.errors import UserError
 from pm.run import open_run
 from pm.schedule import learning_rate
-from pm.tracking import Tracker, quiet_libraries
+from pm.tracking import Tracker, quiet_libraries, read_history
 
 
 class Session:
     """A run in progress, the same on all ranks: `step` and `updates` made of `total_steps`, the name of the checkpoint
-    that was `saved` last. Raises `UserError` where it cannot begin."""
+    that was `saved` last; `unevaluated`, for a resumed run, whether the evaluation of that one was broken off. Raises
+    `UserError` where it cannot begin."""
 
     def __init__(self, argv: Sequence[str], kind: type[Common] = Config, ds_config: str = "ds_config.json"):
         """`kind` of settings, and the ds_config.json where `argv` names none."""
@@ -34,6 +35,7 @@ class Session:
         shown = vars(self.config) | {"ds_config": self.ds_config}
         self.tracker = distributed.together(lambda: Tracker(self.run, project, shown))
         self.step = self.updates = self.total_steps = self._skipped = 0
+        self.unevaluated = False
 
     def begin(self, engine, batches: Batches, **more) -> None:
         """Takes the engine that trains on the batches, and puts a resumed run's state into it. `more` is what the model
@@ -51,6 +53,8 @@ class Session:
             if trainer.get("token_budget_of") == self._budget_of:
                 budget = trainer["token_budget"]  # found, or halved, by the run so far
             set_state(engine, self._resumed.state(), self.updates)
+            self.unevaluated = self.evaluates and not distributed.on_main(lambda: any(
+                line["phase"] == "eval" and line["step"] == self.step for line in read_history(self.run)))
             distributed.say(f"resumed from {self._resumed.path} at step {self.step} of {self.total_steps}")
         else:
             create_moments(engine)

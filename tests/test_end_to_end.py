@@ -377,7 +377,7 @@ def test_a_folder_in_which_a_run_trains_is_not_taken_by_another(workplace):
     os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_an_evaluation_that_fails_costs_no_step(reference):
+def test_an_evaluation_that_fails_costs_no_step_and_is_made_when_the_run_goes_on(reference):
     script = reference / "failing.py"
     script.write_text(f"""
 import runpy, sys
@@ -393,8 +393,10 @@ runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
     printed = train(reference, "failing", "--max_steps", "4", "--eval_every", "2", expect=1, script=str(script))
     assert "No space left on device" in printed
     assert newest_state(reference, "failing").parent.name == "step_000002"
+    assert not lines(reference, "failing", "eval")
     assert "at step 2 of 4" in train(reference, "failing", resume=True)
     assert losses(reference, "failing") == losses(reference, "reference")
+    assert [line["step"] for line in lines(reference, "failing", "eval")] == [2, 4]
 
 
 def test_a_checkpoint_moves_between_ranks_and_zero_stages(reference):

@@ -67,6 +67,8 @@ class Common:
     vocab_size: int = flag(8000, "pieces of the tokenizer that is trained for small-random")
     gradient_checkpointing: bool | None = flag(None, "recompute activations in the backward pass [not for "
                                                      "base and small-random]", changeable=True)
+    compile: bool = flag(False, "make one kernel of the activation with torch.compile, and one of its gradient: for a "
+                                "GPU", changeable=True)
     # training
     epochs: float = flag(1.5, "passes over the training split")
     max_steps: int | None = flag(None, "stop after this many steps; the schedule ends there too")
@@ -418,9 +420,9 @@ def _with_packing(config: Common, ds_config: dict, given: dict) -> Common:
         raise UserError("--tokens_per_micro_batch auto runs without zero_optimization.stage 3, whose passes are those "
                         "of all ranks together")
     config = dataclasses.replace(config, packing=possible and config.packing is not False)
-    if config.lm_loss_weight and not config.packing:
-        raise UserError(f"--lm_loss_weight {config.lm_loss_weight:g} needs packing: no --no-packing, no "
-                        "--lora_dropout, no zero_optimization.stage 3")
+    for name in ("lm_loss_weight", "compile"):
+        if getattr(config, name) and not config.packing:
+            raise UserError(f"--{name} needs packing: no --no-packing, no --lora_dropout, no zero_optimization.stage 3")
     return config
 
 

@@ -4,12 +4,14 @@
 - The layers that read the same input are one product, and so are their LoRA matrices; activations that are cheap to
   make again are not kept for the backward pass.
 - The last block is computed only for the tokens that the score reads.
+- Where `compile_activation` was called, the activation and its gradient are one kernel each.
 
 What it gains: tests/bench/forward.py. Shapes: T tokens, D hidden, N features of several layers together, R ranks of
 several adapters together, Q heads, K heads of keys and values, E size of a head, B sequences.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +45,14 @@ def unsupported(model: nn.Module) -> str:
     if len(adapted) not in (0, PROJECTIONS * config.num_hidden_layers):
         return "its LoRA is on some projections only"
     return ""
+
+
+@cache
+def compile_activation() -> None:
+    """In this process the activation, and its gradient, are from now on one kernel each, which torch.compile makes when
+    they are first needed. What that gains: tests/bench/forward.py --compile."""
+    global _swiglu, _swiglu_gradients
+    _swiglu, _swiglu_gradients = (torch.compile(function, dynamic=True) for function in (_swiglu, _swiglu_gradients))
 
 
 def last_hidden_states(model: Cohere2Model, pack: Pack) -> torch.Tensor:
@@ -127,9 +137,19 @@ def _output(residual, seen, gate, up, o_proj: nn.Module, down_proj: nn.Module) -
     """`residual + o_proj(seen) + down_proj(silu(gate) * up)`."""
     weights, adapters = [_weight([o_proj]), _weight([down_proj])], [_adapter(o_proj), _adapter(down_proj)]
     if not any(adapters):
-        return residual + F.linear(seen, weights[0]) + F.linear(F.silu(gate) * up, weights[1])
+        return residual + F.linear(seen, weights[0]) + F.linear(_swiglu(gate, up), weights[1])
     (o_a, o_b, o_scaling), (down_a, down_b, down_scaling) = adapters
     return _Output.apply(residual, seen, gate, up, *weights, o_a, o_b, o_scaling, down_a, down_b, down_scaling)
+
+
+def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return F.silu(gate).mul_(up)
+
+
+def _swiglu_gradients(grad, gate, up) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `_swiglu` gives, and the gradients of gate and up."""
+    silu = F.silu(gate)
+    return silu * up, torch.ops.aten.silu_backward(grad * up, gate), silu.mul_(grad)
 
 
 def _adapter(linear: nn.Module) -> tuple[torch.Tensor, torch.Tensor, float] | None:
@@ -202,7 +222,7 @@ class _Output(torch.autograd.Function):
     @staticmethod
     def forward(ctx, residual, seen, gate, up, o_weight, down_weight, o_a, o_b, o_scaling, down_a, down_b,
                 down_scaling):
-        activated = F.silu(gate).mul_(up)
+        activated = _swiglu(gate, up)
         output = torch.addmm(residual, seen, o_weight.T).addmm_(activated, down_weight.T)
         lows = []
         for part, a, b, scaling in ((seen, o_a, o_b, o_scaling), (activated, down_a, down_b, down_scaling)):
@@ -215,16 +235,19 @@ class _Output(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         seen, gate, up, o_low, down_low, o_weight, down_weight, o_a, o_b, down_a, down_b = ctx.saved_tensors
-        silu = F.silu(gate)
+        o_scaling, down_scaling = ctx.scalings
 
-        def linear(part, low, weight, a, b, scaling):
+        def of_input(weight, a, b, scaling):
+            """Of a linear layer's input, and of what lies between its LoRA matrices."""
             grad_low = (grad @ b.to(grad.dtype)).mul_(scaling)
-            grad_part = torch.addmm(grad @ weight, grad_low, a.to(grad.dtype))
-            return grad_part, (grad_low.T @ part).to(a.dtype), (grad.T @ low).mul_(scaling).to(b.dtype)
+            return torch.addmm(grad @ weight, grad_low, a.to(grad.dtype)), grad_low
 
-        grad_seen, grad_o_a, grad_o_b = linear(seen, o_low, o_weight, o_a, o_b, ctx.scalings[0])
-        grad_activated, grad_down_a, grad_down_b = linear(silu * up, down_low, down_weight, down_a, down_b,
-                                                          ctx.scalings[1])
-        grad_up = silu.mul_(grad_activated)
-        grad_gate = torch.ops.aten.silu_backward(grad_activated.mul_(up), gate)
-        return grad, grad_seen, grad_gate, grad_up, None, None, grad_o_a, grad_o_b, None, grad_down_a, grad_down_b, None
+        def of_matrices(part, low, grad_low, a, b, scaling):
+            return (grad_low.T @ part).to(a.dtype), (grad.T @ low).mul_(scaling).to(b.dtype)
+
+        grad_seen, o_grad_low = of_input(o_weight, o_a, o_b, o_scaling)
+        grad_activated, down_grad_low = of_input(down_weight, down_a, down_b, down_scaling)
+        activated, grad_gate, grad_up = _swiglu_gradients(grad_activated, gate, up)
+        return (grad, grad_seen, grad_gate, grad_up, None, None,
+                *of_matrices(seen, o_low, o_grad_low, o_a, o_b, o_scaling), None,
+                *of_matrices(activated, down_low, down_grad_low, down_a, down_b, down_scaling), None)

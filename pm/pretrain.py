@@ -16,6 +16,7 @@ from pm.config import Pretraining
 from pm.engine import drop_step, engine_config, update
 from pm.errors import UserError, run_main
 from pm.files import written_aside
+from pm.fused import compile_activation
 from pm.language_card import language_card
 from pm.model import (
     LanguageModel,
@@ -59,7 +60,15 @@ def main(argv: list[str]) -> None:
                                   shared=True)
         return perplexities(corpus.test, losses_N)
 
-    found = None
+    def evaluate_saved() -> dict:
+        """The test split's perplexities by the checkpoint that was just saved, or resumed from."""
+        found = evaluate()
+        session.judge(found["overall"]["loss"], "log_loss")
+        tracker.perplexity(session.step, found)
+        tracker.say(f"step {session.step} test: perplexity {found['overall']['perplexity']:.2f}")
+        return found
+
+    found = evaluate_saved() if session.unevaluated and len(corpus.test) else None
     while not session.ended:
         started = time.perf_counter()
         rate = session.begin_step()
@@ -99,10 +108,7 @@ def main(argv: list[str]) -> None:
         if session.evaluates or stops:
             session.save()
         if session.evaluates and len(corpus.test):
-            found = evaluate()
-            tracker.perplexity(step, found)
-            tracker.say(f"step {step} test: perplexity {found['overall']['perplexity']:.2f}")
-            session.judge(found["overall"]["loss"], "log_loss")
+            found = evaluate_saved()
         if stops and not session.ended:
             session.say_stopped("deepspeed --module pm.pretrain")
             return
@@ -123,6 +129,8 @@ def build_language_model(config: Pretraining, run: Path, dtype: torch.dtype, say
         model = new_language_model(config.shape, load_tokenizer(tokenizer_of(config, run)), config.seed, dtype)
     else:
         model = load_language_model(tokenizer_of(config, run), dtype)
+    if config.compile:
+        compile_activation()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     say(f"model: {config.shape if config.random_base else config.model}, {model.num_parameters():,} parameters, "

@@ -38,7 +38,7 @@ from pm.data.targets import classes, distil, target_matrix, with_targets
 from pm.encoding import Encoder
 from pm.errors import UserError
 from pm.files import LOCK, hold, written_aside
-from pm.fused import unsupported
+from pm.fused import compile_activation, unsupported
 from pm.model import (
     PACKAGED,
     add_lora,
@@ -324,6 +324,8 @@ def build_model(config: Config, run: Path, labels: Sequence[str], dtype: torch.d
     if reason:
         raise UserError(f"--lm_loss_weight {config.lm_loss_weight:g}: {base} cannot be read as a language model: "
                         f"{reason}")
+    if config.compile:
+        compile_activation()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.tune == "lora":

@@ -271,11 +271,17 @@ def test_the_loss_of_the_language_model_is_left_out_unless_told(tmp_path):
 
 @pytest.mark.parametrize(("flags", "stage"), [
     (["--no-packing"], 1), (["--lora_dropout", "0.25"], 1), (["--lora_dropout", "0.25", "--no-packing"], 2), ([], 3)])
-def test_the_loss_of_the_language_model_needs_packing(tmp_path, flags, stage):
+@pytest.mark.parametrize("asked", [["--lm_loss_weight", "0.1"], ["--compile"]])
+def test_what_needs_packing_is_refused_without(tmp_path, asked, flags, stage):
     path = write_ds(tmp_path, changed(zero_optimization__stage=stage))
-    message = refusal(parse, ["--lm_loss_weight", "0.1", *flags, "--deepspeed_config", str(path)])
-    assert message == ("--lm_loss_weight 0.1 needs packing: no --no-packing, no --lora_dropout, no "
-                       "zero_optimization.stage 3")
+    message = refusal(parse, [*asked, *flags, "--deepspeed_config", str(path)])
+    assert message == f"{asked[0]} needs packing: no --no-packing, no --lora_dropout, no zero_optimization.stage 3"
+
+
+def test_a_resumed_run_may_be_compiled(tmp_path):
+    run = saved_run(tmp_path)
+    assert not load_config(run).compile
+    assert read_flags(tmp_path, "--resume", str(run), "--compile").compile
 
 
 def test_a_run_that_knew_no_loss_of_the_language_model_goes_on_without(tmp_path):
@@ -292,7 +298,7 @@ def test_a_resumed_run_with_the_loss_of_the_language_model_stays_packed(tmp_path
     run = saved_run(tmp_path, "--lm_loss_weight", "0.1")
     assert packing(tmp_path, "--resume", str(run)) is True
     message = refusal(packing, tmp_path, "--resume", str(run), "--no-packing")
-    assert message.startswith("--lm_loss_weight 0.1 needs packing")
+    assert message.startswith("--lm_loss_weight needs packing")
 
 
 # Pretraining

@@ -1,6 +1,7 @@
 """The faster forward against that of transformers and peft, in logits and in gradients."""
 
 import copy
+import shutil
 from itertools import permutations
 
 import pytest
@@ -10,7 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Cohere2Config
 
 from pm import attention
-from pm.fused import hidden_states, last_hidden_states, unsupported
+from pm import fused as fused_module
+from pm.fused import compile_activation, hidden_states, last_hidden_states, unsupported
 from pm.model import LORA_TARGETS, Cohere2ForSequenceClassification, add_lora, parameter_groups
 from pm.packing import pack
 
@@ -270,6 +272,20 @@ def test_adamw_makes_the_same_weights_of_both(kind):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
         moved += (one - before).abs().max().item() > 1e-3
     assert moved == sum(parameter.requires_grad for parameter in start.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is none")
+def test_a_compiled_activation_gives_the_same_for_packs_of_all_sizes(monkeypatch):
+    for name in ("_swiglu", "_swiglu_gradients"):
+        monkeypatch.setattr(fused_module, name, getattr(fused_module, name))  # which puts it back afterwards
+    cases = [(made(kind, 8), groups(8)) for kind in ("lora", "full") for groups in (apart, shared, answers)]
+    wanted = [outcome(model, fused, groups) for model, groups in cases]
+    torch._dynamo.utils.counters.clear()
+    compile_activation.__wrapped__()
+    for (model, groups), one in zip(cases, wanted, strict=True):
+        assert_same(outcome(model, fused, groups), one)
+    assert 2 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6  # kernels; a pack's size makes no new ones
 
 
 def in_bf16(model, trained: torch.dtype):

@@ -7,7 +7,8 @@ order, and in both. Seconds are the best of the rounds, in turn: of the processo
 disturb them less, wall on a GPU. MFU is counted as in peers.py, without padding and without sharing. Kept are the
 activations of all micro-batches for the backward pass. `--profile` says where the time of the packs goes,
 `--tokens_per_micro_batch` and `--shortest`, which is `packing.SHORTEST_SHARED`, show which are fast, and on a GPU
-`--path_by_path` what FlashAttention over all paths at once gains. Not collected by pytest.
+`--compile`, which is that of train.py, and `--path_by_path`, what compiled activations and what FlashAttention over all
+paths at once gain. Not collected by pytest.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch
 from peers import DTYPES, PRESETS, REPOSITORY, matmul_peak, useful_flops
 from transformers import Cohere2Config
 
-from pm import attention, packing
+from pm import attention, fused, packing
 from pm.batches import Batches
 from pm.collator import Collator, draw_orders
 from pm.config import parse
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--tokens_per_micro_batch", type=int, default=8192)
     parser.add_argument("--shortest", type=int, default=packing.SHORTEST_SHARED)
     parser.add_argument("--path_by_path", action="store_true", help="attention, as it always is on a CPU")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profile", action="store_true")
@@ -107,6 +109,8 @@ def main() -> None:
     packing.SHORTEST_SHARED = arguments.shortest
     if arguments.path_by_path:
         attention.flash_runs = lambda value_TKE: False
+    if arguments.compile:
+        fused.compile_activation()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         argv = ["--model", "small-random", "--data", arguments.data, "--cache_dir", folder]

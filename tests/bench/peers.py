@@ -224,7 +224,7 @@ def train_flags(arguments: argparse.Namespace, precision: str, seed: int, output
             "--data", *arguments.data, "--cache_dir", str(arguments.folder / "cache"), "--output", str(output),
             "--seed", str(seed), "--max_steps", str(WARM_UP + arguments.steps // arguments.rounds), "--eval_every", "0",
             "--test_fraction", "0", "--calibration_fraction", "0", "--tune", "lora", checkpointing,
-            "--tokens_per_micro_batch", arguments.tokens_per_micro_batch]
+            "--tokens_per_micro_batch", arguments.tokens_per_micro_batch, *(["--compile"] if arguments.compile else [])]
 
 
 def run_job(arguments: argparse.Namespace, precision: str, contender: str, number: int) -> dict:
@@ -376,6 +376,7 @@ def main() -> None:
     parser.add_argument("--micro_batch", type=int, default=8, help="pairs in a forward pass of a peer [%(default)s]")
     parser.add_argument("--tokens_per_micro_batch", default="8192", help="of ours; auto: as many as fit [%(default)s]")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="in all contenders")
+    parser.add_argument("--compile", action="store_true", help="in ours")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, default=Path("/tmp/peers"))

@@ -84,8 +84,7 @@ def split_rows(train: Rows, test: Rows | None, test_fraction: float, calibration
     key = split_key(train, test, test_fraction, calibration_fraction)
 
     def build(folder: Path) -> None:
-        table = _keys(train.rows)
-        groups, prompts = (np.array(table[name].to_pylist(), dtype=object) for name in ("group", "prompt_key"))
+        groups, prompts = (np.array(train.rows[name][:], dtype=object) for name in ("group", "prompt_key"))
         rest, tested = (np.array(side, dtype=np.int64) for side in split(groups, prompts, test_fraction))
         trained, calibrated = (rest[side] for side in calibration_split(groups[rest], prompts[rest],
                                                                         calibration_fraction))
